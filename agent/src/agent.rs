@@ -1,0 +1,247 @@
+//! The agent: keeps a link to a management server, for as long as the program lives.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::boot::HostList;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::config::Config;
+use crate::execution::{Executor, Finished};
+use crate::hosts::{Backoff, Hosts};
+use crate::keystore::{KeyStore, KeyStoreError};
+use crate::link::{Link, LinkError};
+use crate::registration::Registration;
+use crate::service::{Question, Server, Service};
+use crate::session::{Lost, Session};
+use crate::trust::{self, NoClientConfig};
+
+/// Answers that could not be sent, kept until the next link is ready. More than that is more than a server waits for.
+const MAX_HELD: usize = 256;
+
+/// Requests of the service waiting for the link.
+const MAX_QUESTIONS: usize = 64;
+
+/// An agent that is not running yet.
+pub struct Agent<S> {
+    pub(crate) config: Config,
+    pub(crate) registration: Registration,
+    pub(crate) keystore: KeyStore,
+    pub(crate) hosts: Hosts,
+    pub(crate) executor: Executor<S>,
+    pub(crate) finished: mpsc::Receiver<Finished>,
+    pub(crate) questions: mpsc::Receiver<Question>,
+    /// Finished on an earlier link.
+    pub(crate) held: VecDeque<Finished>,
+    /// Number of the next request of ours; starts at 0 with the process.
+    pub(crate) sequence: i64,
+    /// Number of the current link.
+    pub(crate) link: u64,
+    /// The next startup follows a MigrateAgentConnectionCommand.
+    pub(crate) transferred: bool,
+    /// The last link died without a StartupAnswer: wait longer for the next.
+    pub(crate) startup_was_late: bool,
+    pub(crate) backoff: Backoff,
+    /// With the algorithm `shuffle` the preferred server is looked for only once.
+    pub(crate) preferred_checked: bool,
+    /// Seconds between looks for the preferred server; `None`: off.
+    pub(crate) check_interval: Option<Duration>,
+}
+
+/// Why a running agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to by its program.
+    Asked,
+    /// The server shut it down for good.
+    ByServer,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `agent.properties` cannot be read.
+    #[error(transparent)]
+    Properties(#[from] platform::files::FileError),
+    /// No thread for the link.
+    #[error("cannot start the thread of the agent link")]
+    Thread(#[from] std::io::Error),
+    /// The thread of the link panicked: a bug of ours.
+    #[error("the agent link ended by a panic; the log says more")]
+    Panicked,
+}
+
+/// Why one attempt failed or one link ended.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    KeyStore(#[from] KeyStoreError),
+    #[error(transparent)]
+    Trust(#[from] NoClientConfig),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl<S: Service> Agent<S> {
+    /// Prepares an agent. `make_service` is given the means to ask the server. Must be called on a tokio runtime: the
+    /// service's commands run there.
+    ///
+    /// # Errors
+    /// The configuration directory cannot be read.
+    pub fn new(config: Config, make_service: impl FnOnce(Server) -> S) -> Result<Self, StartError> {
+        let resource = config.startup.resource_name.clone().unwrap_or_default();
+        let registration = Registration::load(&config.directory, &resource)?;
+        let (questions_to, questions) = mpsc::channel(MAX_QUESTIONS);
+        let service = Arc::new(make_service(Server {
+            questions: questions_to,
+        }));
+        let (executor, finished) = Executor::new(service, config.workers, Handle::current());
+        Ok(Self {
+            hosts: Hosts::new(config.hosts.clone()),
+            keystore: KeyStore::in_directory(&config.directory),
+            backoff: Backoff::new(config.timing.backoff, config.timing.longest_backoff),
+            check_interval: config.host_check_interval,
+            config,
+            registration,
+            executor,
+            finished,
+            questions,
+            held: VecDeque::new(),
+            sequence: 0,
+            link: 0,
+            transferred: false,
+            startup_was_late: false,
+            preferred_checked: false,
+        })
+    }
+
+    /// Runs until `stop` completes or the server ends the agent.
+    ///
+    /// The link has a thread of its own: even commands that block every thread of the service's runtime stop no ping.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Ended, StartError> {
+        let (stop_it, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let span = tracing::Span::current();
+        std::thread::Builder::new().name("agent-link".into()).spawn(move || {
+            let outcome = runtime.block_on(self.keep_connected(stopped).instrument(span));
+            let _ = end.send(outcome);
+        })?;
+        tokio::pin!(stop, ended);
+        let outcome = tokio::select! {
+            outcome = &mut ended => outcome,
+            () = &mut stop => {
+                let _ = stop_it.send(());
+                ended.await
+            }
+        };
+        outcome.map_err(|_| StartError::Panicked)
+    }
+
+    async fn keep_connected(mut self, mut stop: oneshot::Receiver<()>) -> Ended {
+        loop {
+            let Some(host) = self.hosts.next_host() else {
+                error!("There is no management server in the list; check the boot argument `host`");
+                return Ended::ByServer;
+            };
+            let peer = format!("{host}:{}", self.config.port);
+            let span = info_span!("link", peer);
+            let lost = self.connect_and_serve(&host, &mut stop).instrument(span.clone()).await;
+            let entered = span.enter();
+            match lost {
+                Ok(Lost::Asked) => return Ended::Asked,
+                Ok(Lost::ByServer) => return Ended::ByServer,
+                Ok(Lost::Moving(to)) => {
+                    info!(to, "Moving to another management server");
+                    self.hosts.continue_with(&to);
+                    continue;
+                }
+                Ok(Lost::Refused(reason)) => error!(error = reason, "The management server refused this agent"),
+                Ok(Lost::NoStartupAnswer) => {
+                    self.startup_was_late = true;
+                    warn!("The management server did not answer the startup command");
+                }
+                Ok(Lost::Silent(limit)) => warn!(?limit, "The management server does not answer pings"),
+                Ok(Lost::Broken(error)) => warn!(error = chain(&error), "Link lost"),
+                Err(error) => warn!(error = chain(&error), "Cannot connect to the management server"),
+            }
+            drop(entered);
+            if self.wait_before_next_attempt(&mut stop).await {
+                return Ended::Asked;
+            }
+        }
+    }
+
+    async fn connect_and_serve(&mut self, host: &str, stop: &mut oneshot::Receiver<()>) -> Result<Lost, Failed> {
+        let timing = self.config.timing;
+        // Read at every attempt: certificates may arrive or be renewed at any time.
+        let identity = self.keystore.load()?;
+        let tls = trust::client_config(identity.as_ref(), self.config.trust_unknown)?;
+        let opening = Link::open(host, self.config.port, tls, timing.connect, timing.handshake);
+        let link = tokio::select! {
+            opened = opening => opened?,
+            _ = &mut *stop => return Ok(Lost::Asked),
+        };
+        self.link += 1;
+        info!(has_key_store = identity.is_some(), "Connected");
+        let (lost, unsent) = Session::new(self, link, host).serve(stop).await;
+        self.executor.service().disconnected();
+        for finished in unsent {
+            self.hold(finished);
+        }
+        Ok(lost)
+    }
+
+    /// Keeps an answer for the next link.
+    pub(crate) fn hold(&mut self, finished: Finished) {
+        if finished.repeats {
+            return; // the next repetition tells the same and more
+        }
+        if self.held.len() == MAX_HELD {
+            let dropped = self.held.pop_front().map(|finished| finished.response.header.sequence);
+            warn!(
+                sequence = dropped,
+                MAX_HELD, "Too many answers wait for a link, dropping the oldest"
+            );
+        }
+        self.held.push_back(finished);
+    }
+
+    /// Answers whether the agent shall stop. Work goes on meanwhile, and requests of the service are refused at once.
+    async fn wait_before_next_attempt(&mut self, stop: &mut oneshot::Receiver<()>) -> bool {
+        let mut jitter = [128];
+        let _ = getrandom::fill(&mut jitter);
+        let delay = self.backoff.next_delay(jitter[0]);
+        info!(?delay, "Waiting before the next attempt");
+        let end = tokio::time::sleep(delay);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return false,
+                _ = &mut *stop => return true,
+                Some(question) = self.questions.recv() => drop(question),
+                Some(finished) = self.finished.recv() => self.hold(finished),
+            }
+        }
+    }
+
+    /// The server list as the server sees it: what was persisted, else what we were started with.
+    pub(crate) fn reported_hosts(&self) -> HostList {
+        self.registration
+            .hosts
+            .clone()
+            .unwrap_or_else(|| self.hosts.list().clone())
+    }
+}
+
+/// An error with everything that caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    platform::logging::chain(error).to_string()
+}

@@ -1,0 +1,124 @@
+//! What an agent remembers of its management server across restarts (agent-protocol.md §8): lines of
+//! `agent.properties`.
+
+use std::path::{Path, PathBuf};
+
+use platform::files::FileError;
+use protocol::boot::HostList;
+use protocol::header::NO_ID;
+use protocol::session::ReadyCommand;
+
+use crate::properties::Properties;
+
+/// The identity that the server gave us, and where it lives.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    file: PathBuf,
+    /// `<Resource>`: prefix of the identity's keys.
+    resource: String,
+    /// Database id of the host; [`NO_ID`] before the first registration.
+    pub host_id: i64,
+    /// Server list as it was last received.
+    pub hosts: Option<HostList>,
+}
+
+impl Registration {
+    /// Reads what an earlier run left. Values that cannot be used count as absent: the server gives new ones.
+    ///
+    /// # Errors
+    /// The file exists and cannot be read.
+    pub fn load(directory: &Path, resource: &str) -> Result<Self, FileError> {
+        let file = directory.join("agent.properties");
+        let properties = Properties::load(&file)?;
+        let id = properties
+            .get(&format!("{resource}.id"))
+            .and_then(|id| id.parse().ok())
+            .filter(|id| *id > 0);
+        Ok(Self {
+            file,
+            resource: resource.to_owned(),
+            host_id: id.unwrap_or(NO_ID),
+            hosts: properties.get("host").and_then(|list| list.parse().ok()),
+        })
+    }
+
+    /// Keeps what a ReadyCommand says of us. Answers whether anything is new.
+    ///
+    /// # Errors
+    /// The file cannot be written; the values count for this run all the same.
+    pub fn accept(&mut self, ready: &ReadyCommand) -> Result<bool, FileError> {
+        let Some(host_id) = ready.host_id.filter(|id| *id > 0) else {
+            return Ok(false);
+        };
+        let is_new = self.host_id != host_id;
+        self.host_id = host_id;
+        let id = host_id.to_string();
+        let values = [
+            ("id", Some(&id)),
+            ("uuid", ready.host_uuid.as_ref()),
+            ("name", ready.host_name.as_ref()),
+        ];
+        self.write(|properties| {
+            for (name, value) in values {
+                if let Some(value) = value {
+                    properties.set(&format!("{}.{name}", self.resource), value);
+                }
+            }
+        })?;
+        Ok(is_new)
+    }
+
+    /// Keeps a new server list.
+    ///
+    /// # Errors
+    /// The file cannot be written; the list counts for this run all the same.
+    pub fn keep_hosts(&mut self, hosts: &HostList) -> Result<(), FileError> {
+        self.hosts = Some(hosts.clone());
+        self.write(|properties| properties.set("host", &hosts.to_string()))
+    }
+
+    /// Forgets zone, pod and cluster: the server has removed this host.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn forget_place(&self) -> Result<(), FileError> {
+        self.write(|properties| {
+            for key in ["zone", "pod", "cluster"] {
+                properties.set(key, "");
+            }
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Properties)) -> Result<(), FileError> {
+        Properties::edit(&self.file, change).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_survives_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let load = || Registration::load(directory.path(), "NfsSecondaryStorageResource").unwrap();
+        let mut first = load();
+        assert_eq!((first.host_id, first.hosts.clone()), (NO_ID, None));
+        let ready = ReadyCommand {
+            host_id: Some(3),
+            host_uuid: Some("b3e0".into()),
+            host_name: Some("s-1-VM".into()),
+            ..ReadyCommand::default()
+        };
+        assert!(first.accept(&ready).unwrap());
+        assert!(!first.accept(&ready).unwrap());
+        first
+            .keep_hosts(&"10.1.1.2,10.1.1.3@roundrobin".parse().unwrap())
+            .unwrap();
+        let second = load();
+        assert_eq!(second.host_id, 3);
+        assert_eq!(second.hosts.unwrap().to_string(), "10.1.1.2,10.1.1.3@roundrobin");
+        let text = std::fs::read_to_string(directory.path().join("agent.properties")).unwrap();
+        assert!(text.contains("NfsSecondaryStorageResource.uuid=b3e0"), "{text}");
+    }
+}

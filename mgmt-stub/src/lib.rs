@@ -1,0 +1,31 @@
+//! The management server of a zone. So far: the agent link on port 8250 with its own CA, and the store.
+//! Facts: agent-protocol.md and management.md; § numbers refer to the former unless a page is named.
+//!
+//! | module | |
+//! |---|---|
+//! | [`server`] | listens, starts and ends links |
+//! | [`agents`] | the connected agents, and how to ask them something |
+//! | [`hooks`] | what agents ask of the rest of the server |
+//! | `session` | one agent's link |
+//! | `connect` | what a new agent is told before it is ready |
+//! | `link` | TLS, chunks, messages |
+//! | [`settings`] | how the agent side behaves |
+//! | [`host_status`] | what is believed of a host |
+//! | [`store`] | SQLite: everything that outlives the process |
+//! | [`ca`] | the certificate authority |
+//! | [`certificates`] | certificates over the agent link |
+//! | [`client_auth`] | which client certificates are good |
+
+pub mod agents;
+pub mod ca;
+pub mod certificates;
+pub mod client_auth;
+mod connect;
+pub mod hooks;
+pub mod host_status;
+mod link;
+mod random;
+pub mod server;
+mod session;
+pub mod settings;
+pub mod store;

@@ -1,0 +1,326 @@
+//! The management server.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mgmt_stub::ca::{Ca, Presented, Request, Signed};
+use mgmt_stub::client_auth::{Expired, Strictness};
+use mgmt_stub::hooks::NoInstances;
+use mgmt_stub::server::{Fixed, Server};
+use mgmt_stub::settings::Settings;
+use mgmt_stub::store::Store;
+use mgmt_stub::store::host::Host;
+use platform::{crypto, exit, files, logging, shutdown};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::info;
+
+/// The management server of a zone: keeps the agents of its system VMs.
+///
+/// All state is in one directory: the database (mgmt-stub.sqlite3) and the certificate authority (ca/). Logs go to
+/// standard error; SYSVM_LOG=debug shows every message.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// Where the database and the certificate authority are.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "SYSVM_DATA_DIR",
+        default_value = "/var/lib/sysvm",
+        global = true
+    )]
+    data_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT.
+    Serve(Serve),
+    /// List the hosts, also while the server runs.
+    Hosts {
+        /// As JSON, one object for each host.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
+    IssueCertificate(IssueCertificate),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Address and port for agents.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8250")]
+    listen: SocketAddr,
+    /// Address of this server as agents shall use it; may be given several times. Agents with another list are told.
+    /// Without it agents keep the list that they were started with.
+    #[arg(long = "host", value_name = "ADDRESS")]
+    hosts: Vec<String>,
+    /// NFS export for templates and snapshots of the zone, such as nfs://10.0.0.5/export; may be given several times.
+    /// Once known a store stays known.
+    #[arg(long = "image-store", value_name = "URL")]
+    image_stores: Vec<String>,
+    /// NFS version for the image stores given in this call, such as 4.1.
+    #[arg(long, value_name = "VERSION", requires = "image_stores")]
+    nfs_version: Option<String>,
+    /// Seconds between the pings of agents; a silence of two and a half intervals ends a link.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    ping_interval: u64,
+    /// Let in only agents with a certificate of ours for the address that they come from.
+    #[arg(long)]
+    require_client_certificate: bool,
+    /// Refuse certificates that have expired, instead of renewing them.
+    #[arg(long)]
+    refuse_expired_certificate: bool,
+    /// Which certificate agents see.
+    #[arg(long, value_enum, default_value = "leaf")]
+    present: Present,
+    /// Most agents at the same time.
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+    max_agents: usize,
+    /// Threads for the agents' links.
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Present {
+    /// One issued by our CA.
+    Leaf,
+    /// The CA certificate itself, as Apache CloudStack does.
+    Ca,
+}
+
+#[derive(Debug, Args)]
+struct IssueCertificate {
+    /// Host name of the system VM, such as s-1-VM.
+    #[arg(long)]
+    name: String,
+    /// Address of the system VM; may be given several times. Its connections must come from one of them when client
+    /// certificates are required.
+    #[arg(long = "address", value_name = "IP", required = true)]
+    addresses: Vec<IpAddr>,
+    /// Directory for cloud.crt, cloud.ca.crt and cloud.key.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init();
+    crypto::install();
+    let threads = match &cli.command {
+        Command::Serve(serve) => usize::from(serve.threads),
+        _ => 1,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .context("starting the threads")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::failed(&error),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve(arguments) => serve(&cli.data_dir, arguments).await,
+        Command::Hosts { json } => hosts(&cli.data_dir, json).await,
+        Command::IssueCertificate(arguments) => issue_certificate(&cli.data_dir, arguments).await,
+    }
+}
+
+fn open_ca(data_dir: &Path) -> anyhow::Result<Ca> {
+    Ca::open_or_create(data_dir.join("ca")).context("opening the certificate authority")
+}
+
+async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
+    let stop = shutdown::signal();
+    let store = Store::open(data_dir).context("opening the database")?;
+    let ca = open_ca(data_dir)?;
+    for url in &arguments.image_stores {
+        let zone = store.find_zone("1").await?.context("the database has no zone 1")?;
+        store
+            .add_image_store(zone.id, url.clone(), url.clone(), arguments.nfs_version.clone())
+            .await?;
+    }
+    let settings = Settings {
+        ping_interval: Duration::from_secs(arguments.ping_interval),
+        max_links: arguments.max_agents,
+        hosts: arguments.hosts.clone(),
+        strictness: if arguments.require_client_certificate {
+            Strictness::Required
+        } else {
+            Strictness::Optional
+        },
+        expired: if arguments.refuse_expired_certificate {
+            Expired::Refused
+        } else {
+            Expired::Accepted
+        },
+        ..Settings::default()
+    };
+    let presented = match arguments.present {
+        Present::Leaf => Presented::Leaf {
+            names: vec!["mgmt-stub".into()],
+            addresses: arguments.hosts.iter().filter_map(|host| host.parse().ok()).collect(),
+        },
+        Present::Ca => Presented::CaCertificate,
+    };
+    info!(version = env!("CARGO_PKG_VERSION"), ?settings, data_dir = %data_dir.display(), "Effective configuration");
+    let server = Server::bind(
+        arguments.listen,
+        store,
+        ca,
+        presented,
+        settings,
+        Arc::new(NoInstances),
+        Fixed::default(),
+    )
+    .await?;
+    info!(listen = %server.local_addr()?, id = server.id(), "Serving agents");
+    server.serve(stop).await;
+    Ok(())
+}
+
+async fn hosts(data_dir: &Path, json: bool) -> anyhow::Result<()> {
+    let hosts = Store::open_read_only(data_dir)
+        .context("opening the database")?
+        .hosts()
+        .await?;
+    let text = if json { hosts_json(&hosts) } else { hosts_table(&hosts) };
+    std::io::stdout().write_all(text.as_bytes()).context("writing the list")
+}
+
+fn hosts_json(hosts: &[Host]) -> String {
+    let rows: Vec<_> = hosts
+        .iter()
+        .map(|host| {
+            serde_json::json!({
+                "id": host.id.0,
+                "uuid": host.uuid.to_string(),
+                "name": host.name,
+                "type": host.host_type.as_str(),
+                "status": host.status.as_str(),
+                "reason": host.status_reason,
+                "zoneid": host.zone.0,
+                "podid": host.pod.map(|pod| pod.0),
+                "version": host.version,
+                "arch": host.arch,
+                "privateip": host.private.ip,
+                "publicip": host.public.ip,
+                "lastping": host.last_ping.and_then(|time| time.format(&Rfc3339).ok()),
+            })
+        })
+        .collect();
+    format!("{:#}\n", serde_json::Value::from(rows))
+}
+
+fn hosts_table(hosts: &[Host]) -> String {
+    if hosts.is_empty() {
+        return "No agent has connected yet.\n".into();
+    }
+    let header = [
+        "ID",
+        "NAME",
+        "TYPE",
+        "STATUS",
+        "PRIVATE IP",
+        "PUBLIC IP",
+        "LAST PING",
+        "REASON",
+    ];
+    let rows = hosts.iter().map(|host| {
+        let ip = |ip: Option<IpAddr>| ip.map_or_else(|| "-".into(), |ip| ip.to_string());
+        [
+            host.id.to_string(),
+            host.name.clone(),
+            host.host_type.as_str().into(),
+            host.status.as_str().into(),
+            ip(host.private.ip),
+            ip(host.public.ip),
+            host.last_ping.map_or_else(|| "never".into(), ago),
+            host.status_reason.clone(),
+        ]
+    });
+    let rows: Vec<[String; 8]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |row: &[String; 8]| {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// How long ago, in one unit.
+fn ago(time: OffsetDateTime) -> String {
+    let seconds = (OffsetDateTime::now_utc() - time).whole_seconds().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+async fn issue_certificate(data_dir: &Path, arguments: IssueCertificate) -> anyhow::Result<()> {
+    let ca = open_ca(data_dir)?;
+    let request = Request::new(arguments.name.clone(), vec![arguments.name], arguments.addresses);
+    let issued = ca.issue(&request)?;
+    let Signed {
+        certificate,
+        ca,
+        serial,
+        not_after,
+        ..
+    } = &issued.signed;
+    Store::open(data_dir)
+        .context("opening the database")?
+        .record_certificate(&issued.signed, None)
+        .await?;
+    std::fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;
+    let written = [
+        ("cloud.ca.crt", ca.as_bytes(), 0o644),
+        ("cloud.key", issued.private_key.expose().as_bytes(), 0o600),
+        ("cloud.crt", certificate.as_bytes(), 0o644),
+    ];
+    for (name, contents, mode) in written {
+        let _ = files::replace(arguments.out.join(name), contents, mode)?;
+    }
+    info!(%serial, %not_after, out = %arguments.out.display(), "Certificate issued");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,287 @@
+//! What the management server remembers: one SQLite file in the data directory.
+//!
+//! One thread owns the connection; callers send it closures and await the answer. So there is one writer, statements
+//! never wait for each other inside SQLite, and no async thread ever waits for a disk. All SQL of the program lives in
+//! this module and the modules below it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::host_status::Rejected;
+use host::HostType;
+use id::HostId;
+
+/// Certificates that were issued, and which of them are revoked.
+pub mod certificate;
+/// System VM agents that are, or were, connected.
+pub mod host;
+/// Row numbers.
+pub mod id;
+/// Secondary storage.
+pub mod image_store;
+mod row;
+mod setting;
+/// Zones and pods.
+pub mod zone;
+
+const DATABASE: &str = "mgmt-stub.sqlite3";
+/// A file of its own: SQLite's locks on the database vanish when anybody in the process closes another handle to it.
+const LOCK: &str = "mgmt-stub.lock";
+/// The version each makes, and how. Published ones never change; a new idea is a new file.
+const MIGRATIONS: Migrations = &[(1, include_str!("store/migrations/0001_zones_and_hosts.sql"))];
+type Migrations = &'static [(u32, &'static str)];
+/// Callers beyond this wait for room.
+const QUEUE_LEN: usize = 256;
+/// For another program's lock, such as a backup's. Nothing of ours holds one for long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Cheap to clone. What was asked for is done even if the caller stops waiting, and when the last clone is dropped
+/// everything is on disk and the file is closed.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// Why the database could not be opened. Nothing was changed, except that migrations before a failed one are in.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot {operation} {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{0} is in use by another mgmt-stub; stop that one first")]
+    InUse(PathBuf),
+    #[error("{0} does not exist yet; start the server once to create it")]
+    Missing(PathBuf),
+    #[error("cannot open the database {path}")]
+    Sql { path: PathBuf, source: rusqlite::Error },
+    #[error(
+        "{path} has version {found}, this program knows versions up to {known}; run the newer program, or restore a backup"
+    )]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    #[error(
+        "{path} has version {found}, this program reads version {known}; start the server once to bring it up to date"
+    )]
+    Older { path: PathBuf, found: u32, known: u32 },
+    #[error("cannot bring {path} to version {version}; it keeps the version before")]
+    Migration {
+        path: PathBuf,
+        version: u32,
+        source: rusqlite::Error,
+    },
+}
+
+/// Why a question was not answered. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database refused")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the database thread has ended")]
+    Stopped,
+    #[error("there is no host {0}")]
+    NoSuchHost(HostId),
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    #[error("guid {guid} belongs to host {host}, which is a {kind}")]
+    GuidTaken { guid: String, host: HostId, kind: HostType },
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+struct Shared {
+    /// `None` only while dropping.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Opens or creates the database in `data_dir` and brings it up to date. One server per data directory. Blocks.
+    pub fn open(data_dir: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let data_dir = data_dir.as_ref();
+        let path = data_dir.join(DATABASE);
+        let mut private_dir = DirBuilder::new();
+        let created = private_dir.recursive(true).mode(0o700).create(data_dir);
+        created.map_err(failed("create the directory", data_dir))?;
+
+        let lock = private_file(&data_dir.join(LOCK))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::InUse(data_dir.to_owned()),
+            TryLockError::Error(source) => failed("lock", data_dir)(source),
+        })?;
+
+        drop(private_file(&path)?); // SQLite gives its -wal and -shm files the mode of the database
+        let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        migrate(&mut connection, &path, MIGRATIONS)?;
+        Self::start(connection, Some(lock))
+    }
+
+    /// For looking, also while the server runs. Every change is refused. Blocks.
+    pub fn open_read_only(data_dir: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let path = data_dir.as_ref().join(DATABASE);
+        match fs::exists(&path) {
+            Ok(true) => {}
+            Ok(false) => return Err(OpenError::Missing(path)),
+            Err(source) => return Err(failed("look for", &path)(source)),
+        }
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let (found, known) = (version(&connection).map_err(refused(&path))?, newest(MIGRATIONS));
+        match found {
+            _ if found > known => Err(OpenError::Newer { path, found, known }),
+            _ if found < known => Err(OpenError::Older { path, found, known }),
+            _ => Self::start(connection, None),
+        }
+    }
+
+    fn start(mut connection: Connection, lock: Option<File>) -> Result<Self, OpenError> {
+        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LEN);
+        let work = move || {
+            while let Some(job) = queue.blocking_recv() {
+                job(&mut connection);
+            }
+            drop(connection);
+            // Last, so that whoever gets the lock finds the file closed. Said aloud, because a program that is just being
+            // started by another thread may hold our files for a moment longer.
+            lock.map(|lock| lock.unlock());
+        };
+        let thread = thread::Builder::new().name("store".to_owned()).spawn(work);
+        let thread = thread.map_err(failed("start the thread of", Path::new(DATABASE)))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                jobs: Some(jobs),
+                thread: Some(thread),
+            }),
+        })
+    }
+
+    /// One transaction. Taking the write lock at its begin means that it can wait, but never fails half-way for a lock.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(TransactionBehavior::Immediate, work).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(TransactionBehavior::Deferred, work).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        behavior: TransactionBehavior,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            answer.send(transact(connection, behavior, work)).ok(); // the caller may have stopped waiting
+        });
+        let jobs = self.shared.jobs.as_ref().ok_or(StoreError::Stopped)?;
+        jobs.send(job).await.map_err(|_| StoreError::Stopped)?;
+        answered.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok(); // a panic in there was printed when it happened
+        }
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    behavior: TransactionBehavior,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(behavior)?;
+    let value = work(&transaction)?; // on error the transaction is dropped, which rolls it back
+    transaction.commit()?;
+    Ok(value)
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection, OpenError> {
+    let open = || {
+        let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            connection.pragma_update(None, "journal_mode", "WAL")?; // readers do not wait for the writer
+            // What we answered survives a power cut. An agent remembers its host id; we must not give it to another.
+            connection.pragma_update(None, "synchronous", "FULL")?;
+        }
+        Ok(connection)
+    };
+    open().map_err(refused(path))
+}
+
+/// Each migration is in whole, with its number, or not at all.
+fn migrate(connection: &mut Connection, path: &Path, migrations: Migrations) -> Result<(), OpenError> {
+    let (found, known) = (version(connection).map_err(refused(path))?, newest(migrations));
+    if found > known {
+        let path = path.to_owned();
+        return Err(OpenError::Newer { path, found, known });
+    }
+    for &(version, sql) in migrations.iter().filter(|(version, _)| *version > found) {
+        let mut step = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", version)?;
+            transaction.commit()
+        };
+        step().map_err(|source| OpenError::Migration {
+            path: path.to_owned(),
+            version,
+            source,
+        })?;
+        tracing::info!(path = %path.display(), version, "Database brought to version");
+    }
+    Ok(())
+}
+
+fn newest(migrations: Migrations) -> u32 {
+    migrations.last().map_or(0, |(version, _)| *version)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// The open file, created if need be, that nobody else may read.
+fn private_file(path: &Path) -> Result<File, OpenError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(failed("open", path))?;
+    let private = file.set_permissions(Permissions::from_mode(0o600));
+    private.map_err(failed("set the mode of", path)).map(|()| file)
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
+fn refused(path: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Sql { path, source }
+}
+
+#[cfg(test)]
+mod tests;

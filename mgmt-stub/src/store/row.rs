@@ -1,0 +1,31 @@
+//! Between columns and our types.
+
+use std::error::Error;
+use std::str::FromStr;
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use time::OffsetDateTime;
+
+/// A column that holds the text form of a `T`.
+pub(super) struct Parsed<T>(pub(super) T);
+
+impl<T: FromStr<Err: Error + Send + Sync + 'static>> FromSql for Parsed<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map(Self).map_err(FromSqlError::other)
+    }
+}
+
+/// A column that holds seconds since 1970-01-01 UTC.
+pub(super) struct Seconds(pub(super) OffsetDateTime);
+
+impl FromSql for Seconds {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let seconds = value.as_i64()?;
+        let moment = OffsetDateTime::from_unix_timestamp(seconds);
+        moment.map(Self).map_err(|_| FromSqlError::OutOfRange(seconds))
+    }
+}
+
+pub(super) fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}

@@ -1,0 +1,283 @@
+//! What this machine needs before anything can be checked: one table, and how to get what is missing.
+
+use std::env;
+use std::path::Path;
+
+use anyhow::bail;
+use clap::Args;
+use platform::exec::Cmd;
+
+use crate::must_succeed;
+use Sign::{CargoCommand, File, Program};
+use Source::{Component, CratesIo, Debian};
+
+/// One thing needed, how to see that it is there, where it comes from, and why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tool {
+    sign: Sign,
+    source: Source,
+    why: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sign {
+    /// An executable in `PATH`.
+    Program(&'static str),
+    File(&'static str),
+    /// `cargo NAME --version` answers. rustup's stand-in programs exist even when the component does not.
+    CargoCommand(&'static str),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    /// A package.
+    Debian(&'static str),
+    /// Of the Rust toolchain: from rustup, or a Debian package where Rust itself is one.
+    Component { name: &'static str, debian: &'static str },
+    /// Built here; not packaged by Debian.
+    CratesIo { name: &'static str, version: &'static str },
+}
+
+pub(crate) const RUSTFMT: Tool = Tool {
+    sign: CargoCommand("fmt"),
+    source: Component {
+        name: "rustfmt",
+        debian: "rustfmt",
+    },
+    why: "checks the format",
+};
+pub(crate) const CLIPPY: Tool = Tool {
+    sign: CargoCommand("clippy"),
+    source: Component {
+        name: "clippy",
+        debian: "rust-clippy",
+    },
+    why: "checks the lints",
+};
+pub(crate) const DENY: Tool = Tool {
+    sign: CargoCommand("deny"),
+    source: CratesIo {
+        name: "cargo-deny",
+        version: "0.20.2",
+    },
+    why: "checks licences and sources of dependencies (building it takes about three minutes on two cores)",
+};
+
+pub(crate) const ALL: [Tool; 7] = [
+    Tool {
+        sign: Program("cc"),
+        source: Debian("gcc"),
+        why: "compiles the C of ring and SQLite",
+    },
+    Tool {
+        sign: File("/usr/include/stdio.h"),
+        source: Debian("libc6-dev"),
+        why: "is what that C includes",
+    },
+    Tool {
+        sign: Program("openssl"),
+        source: Debian("openssl"),
+        why: "reads our certificates independently, in tests",
+    },
+    Tool {
+        sign: Program("javac"),
+        source: Debian("default-jdk-headless"),
+        why: "is the TLS peer that CloudStack has, in tests",
+    },
+    RUSTFMT,
+    CLIPPY,
+    DENY,
+];
+
+/// May we change this machine?
+#[derive(Clone, Copy, Args)]
+pub(crate) struct Install {
+    /// Install nothing: fail with the list of what is missing
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Makes sure that all `tools` are here.
+pub(crate) async fn ensure(tools: &[Tool], install: Install) -> anyhow::Result<()> {
+    let missing = missing(tools).await;
+    for Tool { sign, source, why } in &missing {
+        eprintln!("{} is missing; it {why}; it comes with {}", sign.name(), source.name());
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if install.no_install {
+        let names: Vec<_> = missing.iter().map(|tool| tool.source.name()).collect();
+        bail!(
+            "not on this machine: {}; run again without --no-install to get them",
+            names.join(", ")
+        );
+    }
+    let is_root = Cmd::new("id").arg("-u").run().await?.text().trim() == "0";
+    for step in plan(&missing, is_in_path("rustup"), is_root) {
+        if let Err(error) = must_succeed(&step.command).await {
+            let Some(first) = step.before_retry else {
+                return Err(error);
+            };
+            must_succeed(&first).await?;
+            must_succeed(&step.command).await?;
+        }
+    }
+    let still: Vec<_> = self::missing(tools).await.iter().map(|tool| tool.sign.name()).collect();
+    if !still.is_empty() {
+        bail!("still missing after installing: {}", still.join(", "));
+    }
+    Ok(())
+}
+
+async fn missing(tools: &[Tool]) -> Vec<Tool> {
+    let mut missing = Vec::new();
+    for tool in tools {
+        let is_here = match tool.sign {
+            Program(name) => is_in_path(name),
+            File(path) => Path::new(path).exists(),
+            CargoCommand(name) => Cmd::new("cargo").args([name, "--version"]).run().await.is_ok(),
+        };
+        if !is_here {
+            missing.push(*tool);
+        }
+    }
+    missing
+}
+
+fn is_in_path(program: &str) -> bool {
+    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+}
+
+#[derive(PartialEq, Eq, Debug)]
+struct Step {
+    command: Cmd,
+    /// Package lists are missing on a fresh machine and may be stale on an old one; they are fetched when that shows.
+    before_retry: Option<Cmd>,
+}
+
+/// Decides how to install what is missing: as few commands as there are sources.
+fn plan(missing: &[Tool], has_rustup: bool, is_root: bool) -> Vec<Step> {
+    let packages: Vec<_> = missing
+        .iter()
+        .filter_map(|tool| tool.source.debian(has_rustup))
+        .collect();
+    let components: Vec<_> = missing
+        .iter()
+        .filter_map(|tool| tool.source.component(has_rustup))
+        .collect();
+
+    let mut steps = Vec::new();
+    if !packages.is_empty() {
+        let install = apt_get(is_root)
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(packages);
+        steps.push(Step {
+            command: install,
+            before_retry: Some(apt_get(is_root).arg("update")),
+        });
+    }
+    if !components.is_empty() {
+        let add = Cmd::new("rustup").args(["component", "add"]).args(components);
+        steps.push(Step {
+            command: add,
+            before_retry: None,
+        });
+    }
+    for tool in missing {
+        if let CratesIo { name, version } = tool.source {
+            let install = Cmd::new("cargo").args(["install", "--locked", name, "--version", version]);
+            steps.push(Step {
+                command: install,
+                before_retry: None,
+            });
+        }
+    }
+    steps
+}
+
+fn apt_get(is_root: bool) -> Cmd {
+    let as_root = if is_root {
+        Cmd::new("env")
+    } else {
+        Cmd::new("sudo").arg("env")
+    };
+    as_root.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+}
+
+impl Sign {
+    fn name(self) -> String {
+        match self {
+            Program(name) | File(name) => name.to_owned(),
+            CargoCommand(name) => format!("cargo {name}"),
+        }
+    }
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        let (Debian(name) | Component { name, .. } | CratesIo { name, .. }) = self;
+        name
+    }
+
+    fn debian(self, has_rustup: bool) -> Option<&'static str> {
+        match self {
+            Debian(name) => Some(name),
+            Component { debian, .. } if !has_rustup => Some(debian),
+            _ => None,
+        }
+    }
+
+    fn component(self, has_rustup: bool) -> Option<&'static str> {
+        match self {
+            Component { name, .. } if has_rustup => Some(name),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(|step| step.command.to_string()).collect()
+    }
+
+    #[test]
+    fn one_command_per_source_installs_everything() {
+        let steps = plan(&ALL, true, true);
+        let wanted = [
+            "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+             gcc libc6-dev openssl default-jdk-headless",
+            "rustup component add rustfmt clippy",
+            "cargo install --locked cargo-deny --version 0.20.2",
+        ];
+        assert_eq!(shown(&steps), wanted);
+        assert_eq!(steps[0].before_retry, Some(apt_get(true).arg("update")));
+    }
+
+    #[test]
+    fn without_rustup_and_root_debian_has_the_components_and_sudo_asks() {
+        let command = "sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends rust-clippy";
+        assert_eq!(shown(&plan(&[CLIPPY], false, false)), [command]);
+        assert_eq!(plan(&[], false, false), []);
+    }
+
+    #[tokio::test]
+    async fn with_no_install_the_missing_are_named_and_nothing_is_done() {
+        let absent = Tool {
+            sign: Program("frobnicate"),
+            source: Debian("frobnicator"),
+            why: "is not there",
+        };
+        let error = ensure(&[absent], Install { no_install: true })
+            .await
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "not on this machine: frobnicator; run again without --no-install to get them"
+        );
+    }
+}
