@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol::boot::HostList;
-use protocol::session::StartupCommand;
+use protocol::boot::{HostList, Role, SecondaryStorage, SystemVm, VmType};
+use protocol::session::{HostType, StartupCommand};
 
 use crate::trust::TrustUnknown;
 
@@ -82,5 +82,158 @@ impl Default for Timing {
             probe: Duration::from_secs(5),
             farewell: Duration::from_secs(1),
         }
+    }
+}
+
+/// Class that a console proxy answers for; the image's default, which servers do not send.
+const CONSOLE_PROXY_RESOURCE: &str = "com.cloud.agent.resource.consoleproxy.ConsoleProxyResource";
+
+/// What the boot arguments do not say.
+pub struct Facts<'a> {
+    /// Host name, for a line without `name=`.
+    pub host_name: &'a str,
+    /// CPU architecture as `arch` prints it.
+    pub arch: &'a str,
+    /// Version of the program, for the server's list of hosts.
+    pub version: &'a str,
+    /// MAC address of a device.
+    pub mac_of: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// The boot arguments are those of a VM without an agent link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("type={0} has no agent; secstorage or consoleproxy is expected")]
+pub struct NoAgent(VmType);
+
+impl Config {
+    /// The agent of a system VM (agent-protocol.md §4.2, §8).
+    ///
+    /// # Errors
+    /// This type of VM has none.
+    pub fn from_boot(vm: &SystemVm, facts: &Facts<'_>, directory: PathBuf) -> Result<Self, NoAgent> {
+        let (kind, boot, resource) = match &vm.role {
+            Role::SecondaryStorage(ssvm) => (Kind::SecondaryStorage, &ssvm.agent, ssvm.resource.as_str()),
+            Role::ConsoleProxy(cpvm) => {
+                let proxy_vm_id = i64::try_from(cpvm.proxy_vm).unwrap_or_default();
+                let kind = Kind::ConsoleProxy {
+                    proxy_port: cpvm.reported_port.get(),
+                    proxy_vm_id,
+                };
+                (kind, &cpvm.agent, CONSOLE_PROXY_RESOURCE)
+            }
+            _ => return Err(NoAgent(vm.vm_type())),
+        };
+        let resource = resource.rsplit('.').next().unwrap_or(resource);
+        let public = nic(vm, &boot.public_nic.to_string(), facts);
+        let private = nic(vm, &boot.management_nic.to_string(), facts);
+        let storage = match &vm.role {
+            Role::SecondaryStorage(SecondaryStorage {
+                storage: Some(storage), ..
+            }) => Nic {
+                ip: Some(storage.address.addr().to_string()),
+                netmask: Some(storage.address.netmask().to_string()),
+                mac: (facts.mac_of)("eth3"),
+            },
+            _ => private.clone(),
+        };
+        let host_type = match kind {
+            Kind::SecondaryStorage => HostType::SecondaryStorage,
+            Kind::ConsoleProxy { .. } => HostType::ConsoleProxy,
+        };
+        let name = vm
+            .machine
+            .name
+            .as_ref()
+            .map_or_else(|| facts.host_name.to_owned(), ToString::to_string);
+        let startup = StartupCommand {
+            kind: Some(host_type),
+            data_center: Some(boot.zone.clone()),
+            pod: Some(boot.pod.clone()),
+            guid: Some(format!("{}-{resource}", boot.guid)),
+            name: Some(name),
+            version: Some(facts.version.to_owned()),
+            iqn: Some("NoIqn".into()),
+            public_ip_address: public.ip,
+            public_netmask: public.netmask,
+            public_mac_address: public.mac,
+            private_ip_address: private.ip,
+            private_netmask: private.netmask,
+            private_mac_address: private.mac,
+            storage_ip_address: storage.ip,
+            storage_netmask: storage.netmask,
+            storage_mac_address: storage.mac,
+            resource_name: Some(resource.to_owned()),
+            arch: Some(facts.arch.to_owned()),
+            ..StartupCommand::default()
+        };
+        Ok(Self {
+            kind,
+            hosts: boot.hosts.clone(),
+            port: boot.port.get(),
+            startup,
+            workers: usize::from(boot.workers.get()),
+            directory,
+            trust_unknown: TrustUnknown::Accept,
+            host_check_interval: None,
+            timing: Timing::default(),
+        })
+    }
+}
+
+#[derive(Clone, Default)]
+struct Nic {
+    ip: Option<String>,
+    netmask: Option<String>,
+    mac: Option<String>,
+}
+
+fn nic(vm: &SystemVm, device: &str, facts: &Facts<'_>) -> Nic {
+    let index = device.strip_prefix("eth").and_then(|index| index.parse::<u8>().ok());
+    let Some(found) = index.and_then(|index| vm.machine.nics.get(&index)) else {
+        return Nic::default();
+    };
+    Nic {
+        ip: found.ipv4.map(|net| net.addr().to_string()),
+        netmask: found.ipv4.map(|net| net.netmask().to_string()),
+        mac: (facts.mac_of)(device),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::boot::BootArgs;
+
+    use super::*;
+
+    fn boot(line: &str) -> Result<Config, NoAgent> {
+        let facts = Facts {
+            host_name: "systemvm",
+            arch: "x86_64",
+            version: "0.1.0",
+            mac_of: &|device| Some(format!("02:00:00:00:00:0{}", &device[3..])),
+        };
+        let vm = SystemVm::parse(&BootArgs::parse(line).unwrap()).unwrap();
+        Config::from_boot(&vm, &facts, "/tmp".into())
+    }
+
+    #[test]
+    fn an_ssvm_reports_its_public_management_and_storage_nics() {
+        let config = boot(include_str!("../../protocol/tests/boot/secondary-storage.cmdline")).unwrap();
+        insta::assert_debug_snapshot!((config.kind, config.hosts, config.port, config.workers, config.startup));
+    }
+
+    #[test]
+    fn a_console_proxy_without_storage_network_reports_its_management_nic_for_storage() {
+        let config = boot(include_str!("../../protocol/tests/boot/console-proxy.cmdline")).unwrap();
+        insta::assert_debug_snapshot!((config.kind, config.hosts, config.port, config.workers, config.startup));
+    }
+
+    #[test]
+    fn a_router_has_no_agent() {
+        let error = boot("type=router name=r-4-VM eth0ip=10.1.1.1 eth0mask=255.255.255.0").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "type=router has no agent; secstorage or consoleproxy is expected"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! This machine's certificate, its private key and the CA certificates it trusts, as PEM files in one directory; no Java
-//! key store. Written by the management server over ssh (`keystore-cert-import`) or over the link, read at each connect.
+//! This machine's certificate, its private key and the CA certificates it trusts, as PEM files in one directory; no
+//! Java key store. Written by the management server over ssh (`keystore-cert-import`) or over the link, and read at
+//! each connect.
 //!
 //! An import replaces three files, and a crash may come between any two of them. The order makes every state readable:
 //!
@@ -13,7 +14,7 @@
 //! ```
 //!
 //! A key made for a signing request waits in the same `key.new` until its certificate comes, if it ever does. Whoever
-//! writes here first finishes what a crash left (`settle`), and holds a lock on the directory.
+//! writes here first finishes what a crash left (`settle`). Writers and readers lock the directory.
 
 mod args;
 mod pem;
@@ -38,6 +39,7 @@ use tracing::info;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::args::{CertImportArgs, ImportMode, Machine, SetupArgs, keystore_cert_import, keystore_setup};
+pub use self::pem::Origin;
 use self::pem::Text;
 use crate::properties::{Properties, lock_directory_of};
 use crate::trust::{leads_to, printable, rfc3339};
@@ -94,36 +96,36 @@ pub enum Import {
 pub enum KeyStoreError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("{origin} is not text; import the certificate again")]
-    NotText { origin: String },
+    #[error("{origin} is not text{}", origin.fix())]
+    NotText { origin: Origin },
     #[error("{origin} is longer than a certificate or key can be")]
-    TooLong { origin: String },
-    #[error("{origin} holds no {wanted}")]
-    Lacks { origin: String, wanted: &'static str },
-    #[error("{origin} is damaged: {reason}")]
-    Damaged { origin: String, reason: &'static str },
-    #[error("certificate {number} of {origin} cannot be read as X.509")]
-    NotX509 { origin: String, number: usize },
-    #[error("{origin} cannot be used for TLS")]
-    Unusable { origin: String, source: rustls::Error },
-    #[error("{certificate} ({subject}) does not belong to the key in {keys}")]
+    TooLong { origin: Origin },
+    #[error("{origin} holds no {wanted}{}", origin.fix())]
+    Lacks { origin: Origin, wanted: &'static str },
+    #[error("{origin} is damaged: {reason}{}", origin.fix())]
+    Damaged { origin: Origin, reason: &'static str },
+    #[error("certificate {number} of {origin} cannot be read as X.509{}", origin.fix())]
+    NotX509 { origin: Origin, number: usize },
+    #[error("{origin} cannot be used for TLS{}", origin.fix())]
+    Unusable { origin: Origin, source: rustls::Error },
+    #[error("{certificate} ({subject}) does not belong to {keys}{}", certificate.fix())]
     KeyMismatch {
-        certificate: String,
+        certificate: Origin,
         subject: String,
         keys: String,
     },
     #[error("there is no private key for {certificate} ({subject}) in {key}; import the certificate with its key")]
     NoKey {
-        certificate: String,
+        certificate: Origin,
         subject: String,
         key: PathBuf,
     },
     #[error("{certificate} ({subject}) was issued by {issuer}, which is none of the certificates in {ca}")]
     NotIssued {
-        certificate: String,
+        certificate: Origin,
         subject: String,
         issuer: String,
-        ca: String,
+        ca: Origin,
     },
     #[error("{path} does not exist, so this machine was not set up as a system VM yet")]
     NoProperties { path: PathBuf },
@@ -161,9 +163,13 @@ impl KeyStore {
 
     /// Reads what is there now. `None` as long as no CA certificate was imported: then nobody can be told from anybody.
     pub fn load(&self) -> Result<Option<Identity>, KeyStoreError> {
+        if !self.ca.exists() {
+            return Ok(None);
+        }
+        // In the middle of an import we could read a pair that never was.
+        let _lock = lock_directory_of(&self.key, File::lock_shared)?;
         let Some(ca) = read(&self.ca)? else { return Ok(None) };
-        // An import in the middle of our reading can show a pair that never was; it is over a moment later.
-        let own = self.own().or_else(|_| self.own())?;
+        let own = self.own()?;
         Ok(Some(Identity {
             ca_file: self.ca.clone(),
             ca: ca.certificates()?,
@@ -172,7 +178,8 @@ impl KeyStore {
     }
 
     /// Makes a key and a request for its certificate, for SetupKeyStoreCommand. Returns the request as PEM. The key in
-    /// use stays so until the certificate arrives. `validity_days` is a wish that no request can carry: the issuer decides.
+    /// use stays so until the certificate arrives. `validity_days` is a wish that no request can carry: the issuer
+    /// decides.
     pub fn setup_keystore(
         &self,
         password: &Secret<String>,
@@ -191,7 +198,7 @@ impl KeyStore {
             .and_then(|request| request.pem());
         let request = request.map_err(refused)?;
 
-        let directory = lock_directory_of(&self.key)?;
+        let directory = lock_directory_of(&self.key, File::lock)?;
         self.settle(&directory)?;
         let _ = files::replace(self.waiting_key(), key.serialize_pem(), PRIVATE)?;
         let _ = files::replace(&self.request, &request, PUBLIC)?;
@@ -207,13 +214,9 @@ impl KeyStore {
         private_key: &Secret<String>,
         ca_certificates: &str,
     ) -> Result<Import, KeyStoreError> {
-        let directory = lock_directory_of(&self.key)?;
+        let directory = lock_directory_of(&self.key, File::lock)?;
         self.settle(&directory)?;
-        let missing = |path: &Path| {
-            Ok(Import::Skipped {
-                missing: path.to_owned(),
-            })
-        };
+        let missing = |path: &Path| Ok(Import::Skipped { missing: path.into() });
         let Some(certificate) = given_or_present("certificate", certificate, &self.certificate)? else {
             return missing(&self.certificate);
         };
@@ -240,7 +243,7 @@ impl KeyStore {
                 return Err(KeyStoreError::KeyMismatch {
                     certificate: certificate.origin,
                     subject: facts.subject,
-                    keys: given_key.origin,
+                    keys: given_key.origin.to_string(),
                 });
             }
             let _ = files::replace(self.waiting_key(), given_key.contents(), PRIVATE)?;
@@ -265,7 +268,8 @@ impl KeyStore {
         })
     }
 
-    /// For the rest of the machine. Run the command even when the file is as it was: the last run may have been cut short.
+    /// For the rest of the machine. Gives the command even when the file is as it was: the last run may have been cut
+    /// short.
     fn publish_ca(&self, ca: &Text<'_>) -> Result<Vec<Cmd>, KeyStoreError> {
         let Some(path) = &self.system_ca else {
             return Ok(Vec::new());
@@ -305,23 +309,21 @@ impl KeyStore {
 
     fn pair(
         &self,
-        certificate: &str,
+        certificate: &Origin,
         chain: &[CertificateDer<'static>],
     ) -> Result<(CertifiedKey, PathBuf), KeyStoreError> {
         let waiting = self.waiting_key();
-        // Read first what moves to the other's place.
-        let (new, old) = (read(&waiting)?, read(&self.key)?);
         let (mut misfits, mut broken) = (Vec::new(), Ok(()));
-        for (path, key) in [(&self.key, old), (&waiting, new)] {
-            let Some(key) = key else { continue };
+        for path in [&self.key, &waiting] {
+            let Some(key) = read(path)? else { continue };
             match fit(chain, &key) {
                 Ok(Some(pair)) => return Ok((pair, path.clone())),
-                Ok(None) => misfits.push(key.origin),
+                Ok(None) => misfits.push(key.origin.to_string()),
                 Err(error) => broken = broken.and(Err(error)),
             }
         }
         broken?;
-        let (certificate, subject) = (certificate.to_owned(), Facts::of(chain).subject);
+        let (certificate, subject) = (certificate.clone(), Facts::of(chain).subject);
         if misfits.is_empty() {
             return Err(KeyStoreError::NoKey {
                 certificate,
@@ -420,7 +422,7 @@ fn is_reachable(address: IpAddr) -> bool {
     }
 }
 
-fn given_or_present<'a>(name: &str, text: &'a str, path: &Path) -> Result<Option<Text<'a>>, KeyStoreError> {
+fn given_or_present<'a>(name: &'static str, text: &'a str, path: &Path) -> Result<Option<Text<'a>>, KeyStoreError> {
     let given = Text::given(name, text)?;
     if given.is_empty() { read(path) } else { Ok(Some(given)) }
 }
@@ -430,7 +432,7 @@ fn read(path: &Path) -> Result<Option<Text<'static>>, KeyStoreError> {
     let Some(bytes) = files::read_limited(path, limit)? else {
         return Ok(None);
     };
-    let origin = path.display().to_string();
+    let origin = Origin::File(path.to_owned());
     match String::from_utf8(bytes) {
         Ok(pem) => Ok(Some(Text {
             origin,

@@ -5,9 +5,9 @@
 
 use std::fmt::{self, Write};
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use platform::files::{self, Change, FileError};
 
@@ -57,11 +57,11 @@ impl Properties {
         files::replace(path, self.render(), mode)
     }
 
-    /// Loads the file, lets `change` work on it and saves it. Others that use this function wait meanwhile, so the agent
-    /// and a wrapper started over ssh do not undo each other's work.
+    /// Loads the file, lets `change` work on it and saves it. Others that use this function wait meanwhile, so the
+    /// agent and a wrapper started over ssh do not undo each other's work.
     pub fn edit(path: impl AsRef<Path>, change: impl FnOnce(&mut Self)) -> Result<Change, FileError> {
         let path = path.as_ref();
-        let _lock = lock_directory_of(path)?;
+        let _lock = lock_directory_of(path, File::lock)?;
         let mut properties = Self::load(path)?;
         change(&mut properties);
         properties.save(path)
@@ -148,21 +148,17 @@ impl Line {
     }
 }
 
-/// Keeps other programs of ours from changing files in the same directory until the result is dropped. Must not be taken
-/// twice by one thread.
-pub(crate) fn lock_directory_of(path: &Path) -> Result<File, FileError> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let failed = |source| FileError::Io {
+/// Locks the directory of a file, with [`File::lock`] or [`File::lock_shared`], until the result is dropped: then other
+/// programs of ours change nothing in it. Must not be taken twice by one thread.
+pub(crate) fn lock_directory_of(path: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File, FileError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let locked = File::open(directory).and_then(|opened| lock(&opened).map(|()| opened));
+    locked.map_err(|source| FileError::Io {
         operation: "lock the directory",
-        path: PathBuf::from(directory),
+        path: directory.to_owned(),
         source,
-    };
-    let lock = File::open(directory).map_err(failed)?;
-    lock.lock().map_err(failed)?;
-    Ok(lock)
+    })
 }
 
 /// Bytes of the first logical line: up to a line end that no backslash continues. Comments are never continued.
@@ -197,8 +193,8 @@ fn without_end(line: &[u8]) -> &[u8] {
     &line[..line.len() - line_end(line).len()]
 }
 
-/// Whether the first line of `text` says nothing and what follows is a line of its own. So it is, for Java, after a lone
-/// backslash (which it takes for an empty key where the file ends).
+/// Whether the first line of `text` says nothing and what follows is a line of its own. So it is, for Java, after a
+/// lone backslash (which it takes for an empty key where the file ends).
 fn is_comment_or_empty(text: &[u8]) -> bool {
     matches!(
         without_end(&text[..natural_len(text)]).trim_ascii_start(),

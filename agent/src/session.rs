@@ -127,8 +127,10 @@ impl<'a, S: Service> Session<'a, S> {
         let lost = match self.work(stop).await {
             Ok(lost) | Err(lost) => lost,
         };
-        if matches!(lost, Lost::Asked) {
-            self.say_goodbye().await;
+        match lost {
+            Lost::Asked => self.say_goodbye().await,
+            Lost::ByServer => self.send_last_answers().await,
+            _ => {}
         }
         let waiting = self.outgoing.into_iter().filter_map(|outgoing| match outgoing {
             Outgoing::Response(finished) => Some(finished),
@@ -629,6 +631,20 @@ impl<'a, S: Service> Session<'a, S> {
         self.asked.insert(sequence, question.answer);
         let request = Request::from_agent(sequence, self.agent.registration.host_id, question.command);
         self.outgoing.push_back(Outgoing::Request(request));
+    }
+
+    async fn send_last_answers(&mut self) {
+        let limit = self.agent.config.timing.farewell;
+        let answers = async {
+            while !(self.link.is_idle() && self.outgoing.is_empty()) {
+                self.send_next()?;
+                self.link.drain().await.map_err(Lost::Broken)?;
+            }
+            Ok::<(), Lost>(())
+        };
+        if !matches!(timeout(limit, answers).await, Ok(Ok(()))) {
+            warn!("The last answers could not be sent");
+        }
     }
 
     /// ShutdownCommand `sig.kill`: the server then knows that this is no accident (agent-protocol.md §4.6).

@@ -1,7 +1,8 @@
 //! Whom we take for the management server, and what we show to it: the TLS side of `agent-protocol.md` §1.2.
 //!
 //! No host name is checked: management servers are addressed by IP, and their certificate carries no names. What counts
-//! is that the certificate is one of the trusted CA certificates (a stock server presents the CA itself) or issued by one.
+//! is that the certificate is one of the trusted CA certificates (a stock server presents the CA itself) or issued by
+//! one.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,2 +1,74 @@
-//! bench
-fn main() {}
+//! Measurements of this project, each one command. What they measure and what came out: `docs/benchmarks.md`.
+
+mod agents;
+mod codec;
+mod machine;
+mod process;
+mod simulated;
+mod stats;
+mod tls;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use platform::{crypto, exit, logging};
+
+/// Measures this project on this machine. The result is a table on standard output; progress goes to standard error.
+///
+/// Run on a calm machine: whatever else runs is in the numbers, and only release builds are measured.
+#[derive(Debug, Parser)]
+#[command(version, bin_name = "cargo run --release -p bench --", max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo run --release -p bench -- agents                 10,000 agents against one core
+  cargo run --release -p bench -- agents --agents 200    a quick look
+  cargo run --release -p bench -- codec                  messages per second, without a network
+
+docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
+
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    Agents(agents::Args),
+    Codec(codec::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init();
+    crypto::install();
+    match run(cli.measurement) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::failed(&error),
+    }
+}
+
+fn run(measurement: Measurement) -> anyhow::Result<()> {
+    ensure!(!cfg!(debug_assertions), "a debug build says nothing about speed; add --release");
+    let table = match measurement {
+        Measurement::Agents(args) => agents::measure(&args)?,
+        Measurement::Codec(args) => codec::measure(&args)?,
+    };
+    std::io::stdout()
+        .lock()
+        .write_all(table.as_bytes())
+        .context("writing the table")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -256,7 +256,7 @@ impl Connect<'_> {
 }
 
 /// An image store as agents know it.
-pub fn nfs(store: &ImageStore) -> DataStoreTO {
+pub(crate) fn nfs(store: &ImageStore) -> DataStoreTO {
     DataStoreTO::Nfs(NfsTO {
         url: Some(store.url.clone()),
         role: Some(DataStoreRole::Image),

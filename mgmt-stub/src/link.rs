@@ -9,6 +9,8 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
+use crate::client_auth;
+
 /// Why a connection ended, for one line in the log.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -16,6 +18,8 @@ pub(crate) enum LinkError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Broken(#[from] BrokenLink),
+    #[error("TLS handshake: {0}")]
+    Handshake(String),
     #[error("the agent closed the connection")]
     Closed,
 }
@@ -43,7 +47,10 @@ impl Link {
                     if !self.is_idle() {
                         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.duplex.progress()).await;
                     }
-                    return Err(error.into());
+                    return Err(match error {
+                        BrokenLink::Tls(error) => LinkError::Handshake(client_auth::explain(&error)),
+                        error => error.into(),
+                    });
                 }
             }
             if self.duplex.progress().await? == Progress::Closed {

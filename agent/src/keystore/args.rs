@@ -17,7 +17,8 @@ use super::{Import, KeyStore, KeyStoreError, is_reachable};
 /// The directory is in our image; where it is not, a boot step is about to make it.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// `systemctl restart` waits for the old process to finish what it does (systemd gives it 90 s) and the new one to be ready.
+/// `systemctl restart` waits for the old process to finish what it does (systemd gives it 90 s) and for the new one to
+/// be ready.
 const RESTART_LIMIT: Duration = Duration::from_mins(3);
 
 const SETUP_USAGE: &str = "keystore-setup <properties> <keystore> <password> <validity days> <csr file>";
@@ -159,6 +160,7 @@ impl Machine {
         let asked = Cmd::new("hostname").arg("--fqdn").run().await;
         let fqdn = match asked.map(|output| output.text().trim().to_owned()) {
             Ok(name) if !name.is_empty() => name,
+            // It cannot resolve its own name, which is no reason to have none.
             _ => fs::read_to_string("/proc/sys/kernel/hostname")
                 .unwrap_or_default()
                 .trim()

@@ -1,6 +1,8 @@
 //! PEM texts as they arrive: plain, encoded for a shell argument, or base64 of that; and what they hold.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,17 +13,43 @@ use super::KeyStoreError;
 /// Of one file or text. The CA certificates of all of Mozilla's roots take 230 kB.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 
-/// A PEM text and what to call it in an error: a path, or "the certificate given".
+/// A PEM text.
 pub(super) struct Text<'a> {
-    pub(super) origin: String,
+    pub(super) origin: Origin,
     pub(super) pem: Cow<'a, str>,
 }
 
+/// Where a PEM text comes from, for errors about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A peer passed it: "the certificate given".
+    Given(&'static str),
+    File(PathBuf),
+}
+
+impl Origin {
+    pub(super) fn fix(&self) -> &'static str {
+        match self {
+            Self::Given(_) => "",
+            Self::File(_) => "; import the certificate again",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(name) => write!(f, "the {name} given"),
+            Self::File(path) => fmt::Display::fmt(&path.display(), f),
+        }
+    }
+}
+
 impl<'a> Text<'a> {
-    /// Undoes what a peer may have done to a PEM text: newline is `^` and blank is `~` (utils/…/KeyStoreUtils.java), and
-    /// base64 around it on the boot line of older servers. Neither character is part of PEM.
-    pub(super) fn given(name: &str, text: &'a str) -> Result<Self, KeyStoreError> {
-        let origin = format!("the {name} given");
+    /// Undoes what a peer may have done to a PEM text: newline is `^` and blank is `~` (utils/…/KeyStoreUtils.java),
+    /// and base64 around it on the boot line of older servers. Neither character is part of PEM.
+    pub(super) fn given(name: &'static str, text: &'a str) -> Result<Self, KeyStoreError> {
+        let origin = Origin::Given(name);
         if text.len() > MAX_BYTES {
             return Err(KeyStoreError::TooLong { origin });
         }
