@@ -183,7 +183,6 @@ impl<'a, S: Service> Session<'a, S> {
                 Ok(message) => self.link.send(&message).map_err(|error| Lost::Broken(error.into()))?,
                 Err(error) => self.replace_unsendable(next, &error),
             }
-            continue;
         }
         Ok(())
     }
@@ -254,7 +253,6 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     /// Commands of the agent layer (agent-protocol.md §4.7); `None`: the service's business.
-    #[expect(clippy::type_complexity, reason = "the answer, and whether the link ends after it")]
     fn link_command(&mut self, command: &Command) -> Option<Result<(Answer, Option<Lost>), Lost>> {
         let answer = match &command.body {
             CommandBody::Ready(ready) => match &ready.details {
@@ -465,9 +463,10 @@ impl<'a, S: Service> Session<'a, S> {
         let limit = self.agent.config.timing.probe;
         self.helpers.spawn(async move {
             tokio::time::sleep(delay).await;
-            match timeout(limit, TcpStream::connect((host.as_str(), port))).await {
-                Ok(Ok(_)) => drop(notify.send(Notice::Reachable { host, transferred }).await),
-                _ => info!(host, port, "The other management server does not listen; staying here"),
+            if let Ok(Ok(_)) = timeout(limit, TcpStream::connect((host.as_str(), port))).await {
+                let _ = notify.send(Notice::Reachable { host, transferred }).await;
+            } else {
+                info!(host, port, "The other management server does not listen; staying here");
             }
         });
     }
@@ -522,16 +521,22 @@ impl<'a, S: Service> Session<'a, S> {
             return;
         };
         match answer.body {
-            AnswerBody::Startup(startup) => self.started(&startup, answer.result, answer.details),
+            AnswerBody::Startup(startup) => self.started(&startup, answer.result, answer.details.as_deref()),
             AnswerBody::Ping(ping) => self.pinged(&ping),
-            _ => match self.asked.remove(&response.header.sequence) {
-                Some(waiting) => drop(waiting.send(answer)),
-                None => debug!(sequence = response.header.sequence, "Answer that nobody waits for"),
-            },
+            _ => {
+                let sequence = response.header.sequence;
+                let is_late = self
+                    .asked
+                    .remove(&sequence)
+                    .is_none_or(|waiting| waiting.send(answer).is_err());
+                if is_late {
+                    debug!(sequence, "Answer that nobody waits for");
+                }
+            }
         }
     }
 
-    fn started(&mut self, startup: &StartupAnswer, accepted: bool, details: Option<String>) {
+    fn started(&mut self, startup: &StartupAnswer, accepted: bool, details: Option<&str>) {
         if self.ping_interval.is_some() {
             return; // a startup on a live link is answered twice (agent-protocol.md §4.3)
         }
@@ -661,9 +666,10 @@ impl<'a, S: Service> Session<'a, S> {
             }
             self.link.drain().await
         };
-        match timeout(self.agent.config.timing.farewell, farewell).await {
-            Ok(Ok(())) => info!("Said good-bye to the management server"),
-            _ => warn!("Could not say good-bye to the management server"),
+        if let Ok(Ok(())) = timeout(self.agent.config.timing.farewell, farewell).await {
+            info!("Said good-bye to the management server");
+        } else {
+            warn!("Could not say good-bye to the management server");
         }
     }
 }

@@ -96,7 +96,10 @@ mod tests {
         assert_eq!(ports_in("32768\t60999\n"), Some(28_232));
         assert_eq!(ports_in("60999 32768"), None);
         let few = Addresses::spread(10_000, 28_232);
-        assert_eq!((few.listen(), few.of_agent(9999)), (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST));
+        assert_eq!(
+            (few.listen(), few.of_agent(9999)),
+            (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+        );
         let many = Addresses::spread(50_000, 28_232);
         assert_eq!(many.listen(), Ipv4Addr::UNSPECIFIED);
         assert_eq!(many.of_agent(24_702), Ipv4Addr::LOCALHOST);

@@ -50,7 +50,10 @@ fn main() -> ExitCode {
 }
 
 fn run(measurement: Measurement) -> anyhow::Result<()> {
-    ensure!(!cfg!(debug_assertions), "a debug build says nothing about speed; add --release");
+    ensure!(
+        !cfg!(debug_assertions),
+        "a debug build says nothing about speed; add --release"
+    );
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,

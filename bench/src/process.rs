@@ -65,7 +65,10 @@ mod tests {
 
     #[test]
     fn memory_is_read_from_its_line() {
-        assert_eq!(rss_in("Name:\tx\nVmHWM:\t   99 kB\nVmRSS:\t   12345 kB\nThreads:\t3\n"), Some(12_345));
+        assert_eq!(
+            rss_in("Name:\tx\nVmHWM:\t   99 kB\nVmRSS:\t   12345 kB\nThreads:\t3\n"),
+            Some(12_345)
+        );
         assert_eq!(rss_in("Name:\tkthreadd\n"), None);
     }
 

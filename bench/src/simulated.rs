@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::link::{Link, LinkError};
-use protocol::answer::{Answer, AnswerBody};
+use agent::link::Link;
+use anyhow::bail;
+use protocol::answer::Answer;
 use protocol::command::{Command, CommandBody};
 use protocol::gson::Charset;
 use protocol::header::NO_ID;
-use protocol::packet::{BadPacket, Packet, Request};
+use protocol::packet::{Packet, Request};
 use protocol::session::{HostType, PingCommand, ReadyAnswer, StartupCommand, StartupProxyCommand};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc};
@@ -63,13 +64,8 @@ impl Simulated {
     async fn work(&self, zone: &Zone) -> anyhow::Result<Never> {
         sleep_until(self.starts).await;
         let mut connecting = Some(zone.connecting.acquire().await?);
-        let opening = Link::open(
-            &self.host.to_string(),
-            zone.port,
-            Arc::clone(&zone.tls),
-            CONNECT_LIMIT,
-            CONNECT_LIMIT,
-        );
+        let host = self.host.to_string();
+        let opening = Link::open(&host, zone.port, Arc::clone(&zone.tls), CONNECT_LIMIT, CONNECT_LIMIT);
         let mut session = Session {
             link: opening.await?,
             host_id: NO_ID,
@@ -82,14 +78,14 @@ impl Simulated {
         let mut next_ping = self.first_ping;
         loop {
             tokio::select! {
-                message = session.link.next() => if let Some(message) = message? {
-                    if let Some(event) = session.receive(&message)? {
+                message = session.link.next() => {
+                    if let Some(message) = message?
+                        && let Some(event) = session.receive(&message)?
+                    {
+                        connecting = None; // the first event is Up
                         zone.events.send(event).await?;
                     }
-                    if session.ready_commands == READY_COMMANDS {
-                        connecting = None;
-                    }
-                },
+                }
                 () = sleep_until(next_ping) => {
                     next_ping += zone.ping_interval;
                     if connecting.is_none() {
@@ -102,9 +98,7 @@ impl Simulated {
 
     fn startup(&self) -> Command {
         let text = |text: &str| Some(text.to_owned());
-        let [high, low] = (self.number % 0xffff).to_be_bytes()[2..] else {
-            unreachable!("two of four bytes are left")
-        };
+        let [_, a, b, c] = self.number.to_be_bytes();
         Command::new(StartupProxyCommand {
             proxy_port: 443,
             proxy_vm_id: self.number.into(),
@@ -116,15 +110,15 @@ impl Simulated {
                 name: Some(format!("v-{}-VM", self.number)),
                 version: text("4.23.0.0"),
                 iqn: text("NoIqn"),
-                public_ip_address: Some(format!("203.0.{high}.{low}")),
-                public_netmask: text("255.255.0.0"),
-                public_mac_address: Some(format!("1e:00:3c:00:{high:02x}:{low:02x}")),
-                private_ip_address: Some(format!("10.1.{high}.{low}")),
-                private_mac_address: Some(format!("1e:00:3d:00:{high:02x}:{low:02x}")),
-                private_netmask: text("255.255.0.0"),
-                storage_ip_address: Some(format!("10.1.{high}.{low}")),
-                storage_mac_address: Some(format!("1e:00:3d:00:{high:02x}:{low:02x}")),
-                storage_netmask: text("255.255.0.0"),
+                public_ip_address: Some(format!("203.{a}.{b}.{c}")),
+                public_netmask: text("255.0.0.0"),
+                public_mac_address: Some(format!("1e:00:3c:{a:02x}:{b:02x}:{c:02x}")),
+                private_ip_address: Some(format!("10.{a}.{b}.{c}")),
+                private_mac_address: Some(format!("1e:00:3d:{a:02x}:{b:02x}:{c:02x}")),
+                private_netmask: text("255.0.0.0"),
+                storage_ip_address: Some(format!("10.{a}.{b}.{c}")),
+                storage_mac_address: Some(format!("1e:00:3d:{a:02x}:{b:02x}:{c:02x}")),
+                storage_netmask: text("255.0.0.0"),
                 resource_name: text("ConsoleProxyResource"),
                 ms_host_list: Some(format!("{}@static", self.host)),
                 arch: text("x86_64"),
@@ -170,16 +164,32 @@ impl Session {
         match Packet::decode(message)? {
             Packet::Request(request) => self.request(&request),
             Packet::Response(response) => {
-                let answered = self.pinged.take_if(|(sequence, _)| *sequence == response.header.sequence);
+                let answered = self
+                    .pinged
+                    .take_if(|(sequence, _)| *sequence == response.header.sequence);
                 Ok(answered.map(|(_, since)| Event::Pinged(since.elapsed())))
             }
         }
     }
 
     fn request(&mut self, request: &Request) -> anyhow::Result<Option<Event>> {
+        let before = self.ready_commands;
         let answers = request.commands.iter().map(|command| self.carry_out(command));
         let answers: anyhow::Result<Vec<Answer>> = answers.collect();
         self.link.send(&request.response(answers?).encode(Charset::Ascii)?)?;
-        Ok(None)
+        let is_up = before < READY_COMMANDS && self.ready_commands >= READY_COMMANDS;
+        Ok(is_up.then_some(Event::Up))
+    }
+
+    fn carry_out(&mut self, command: &Command) -> anyhow::Result<Answer> {
+        let CommandBody::Ready(ready) = &command.body else {
+            return Ok(Answer::success());
+        };
+        if let Some(reason) = &ready.details {
+            bail!("refused: {reason}");
+        }
+        self.host_id = ready.host_id.unwrap_or(self.host_id);
+        self.ready_commands += 1;
+        Ok(Answer::new(ReadyAnswer::default()))
     }
 }

@@ -50,6 +50,8 @@ pub(crate) fn sequence_base() -> i64 {
 
 /// An id for this server, like one made of a MAC address: positive, 48 bits.
 pub(crate) fn server_id() -> i64 {
-    let [a, b, c, d, e, f] = bytes::<6>();
-    i64::from_be_bytes([0, 0, a & 0x7f | 0x02, b, c, d, e, f])
+    let mut id = [0; 8];
+    id[2..].copy_from_slice(&bytes::<6>());
+    id[2] |= 0x02; // a MAC address of our own choice has this bit; and the id is never 0
+    i64::from_be_bytes(id)
 }

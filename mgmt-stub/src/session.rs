@@ -325,7 +325,7 @@ impl Session<'_> {
 
     fn receive(&mut self, message: &[u8]) -> Result<(), End> {
         match Packet::decode(message) {
-            Ok(Packet::Request(request)) => self.request(request),
+            Ok(Packet::Request(request)) => self.request(&request),
             Ok(Packet::Response(response)) => {
                 self.response(response);
                 Ok(())
@@ -347,23 +347,23 @@ impl Session<'_> {
         self.send_queued();
     }
 
-    fn request(&mut self, request: Request) -> Result<(), End> {
+    fn request(&mut self, request: &Request) -> Result<(), End> {
         let Some(entry) = self.entry.clone() else {
-            debug!(names = names(&request), "Request before registration, dropping it");
+            debug!(names = names(request), "Request before registration, dropping it");
             return Ok(());
         };
         let host_id = entry.host.id.0;
         if request.header.flags.contains(Flags::FROM_SERVER) {
             debug!(
-                names = names(&request),
+                names = names(request),
                 "Request of another management server, dropping it"
             );
             return Ok(());
         }
-        if Startup::of(&request).is_some() {
+        if Startup::of(request).is_some() {
             // On a link that is registered already, two answers follow (§4.3).
-            self.answer_startup(&request, 0, NO_ID);
-            self.answer_startup(&request, host_id, host_id);
+            self.answer_startup(request, 0, NO_ID);
+            self.answer_startup(request, host_id, host_id);
             self.set_up(Arc::clone(&entry));
             return Ok(());
         }
@@ -376,7 +376,7 @@ impl Session<'_> {
                     ));
                 }
                 CommandBody::ConsoleAccessAuthentication(_) => {
-                    self.decide_console_access(&entry, &request, command.clone());
+                    self.decide_console_access(&entry, request, command.clone());
                     return Ok(());
                 }
                 CommandBody::Ping(ping) => answers.push(self.pinged(&entry, ping, None, &command.base)),

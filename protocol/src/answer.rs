@@ -2,13 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::*;
+use crate::certificate::{SetupCertificateAnswer, SetupKeystoreAnswer};
 use crate::class::{self, BadBody, Class};
 use crate::command::{Base, Command};
-use crate::console_proxy::*;
+use crate::console_proxy::{ConsoleAccessAuthenticationAnswer, ConsoleProxyLoadAnswer};
 use crate::gson::{self, Charset, Value};
-use crate::secondary_storage::*;
-use crate::session::*;
+use crate::secondary_storage::{
+    CopyCmdAnswer, CreateDatadiskTemplateAnswer, CreateEntityDownloadURLAnswer, DownloadAnswer, GetDatadisksAnswer,
+    GetStorageStatsAnswer, HandleConfigDriveIsoAnswer, ListDataStoreObjectsAnswer, ListTemplateAnswer,
+    ListVolumeAnswer, QuerySnapshotZoneCopyAnswer, SecStorageSetupAnswer, UploadStatusAnswer,
+};
+use crate::session::{
+    AgentControlAnswer, CheckHealthAnswer, MaintainAnswer, MigrateAgentConnectionAnswer, PingAnswer, ReadyAnswer,
+    SetupMSListAnswer, StartupAnswer, UnsupportedAnswer,
+};
 
 /// One answer of a response; answers stand in the order of the commands.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +45,6 @@ macro_rules! answers {
     ($($variant:ident($type:ident) = $class:literal $(, $property:ident)*;)*) => {
         /// Class and own members of an answer.
         #[derive(Debug, Clone, PartialEq)]
-        #[expect(clippy::large_enum_variant, reason = "answers are moved twice and never stored in numbers")]
         pub enum AnswerBody {
             $(#[doc = concat!("`", $class, "`")] $variant($type),)*
         }

@@ -4,12 +4,25 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Answer;
-use crate::certificate::*;
+use crate::certificate::{PostCertificateRenewalCommand, SetupCertificateCommand, SetupKeyStoreCommand};
 use crate::class::{self, BadBody, Class};
-use crate::console_proxy::*;
+use crate::console_proxy::{
+    AllowConsoleAccessCommand, CheckConsoleProxyLoadCommand, ConsoleAccessAuthenticationCommand,
+    ConsoleProxyLoadReportCommand, StartConsoleProxyAgentHttpHandlerCommand, WatchConsoleProxyLoadCommand,
+};
 use crate::gson::{self, Charset, Value};
-use crate::secondary_storage::*;
-use crate::session::*;
+use crate::secondary_storage::{
+    ComputeChecksumCommand, CopyCommand, CreateDatadiskTemplateCommand, CreateEntityDownloadURLCommand, DeleteCommand,
+    DeleteEntityDownloadURLCommand, DeleteSnapshotsDirCommand, DownloadCommand, DownloadProgressCommand,
+    GetDatadisksCommand, GetStorageStatsCommand, HandleConfigDriveIsoCommand, ListDataStoreObjectsCommand,
+    ListTemplateCommand, ListVolumeCommand, MoveVolumeCommand, QuerySnapshotZoneCopyCommand,
+    SecStorageFirewallCfgCommand, SecStorageSetupCommand, SecStorageVMSetupCommand, UploadStatusCommand,
+};
+use crate::session::{
+    AgentControlCommand, CancelCommand, CheckHealthCommand, MaintainCommand, MigrateAgentConnectionCommand,
+    PingCommand, PingStorageCommand, ReadyCommand, SetupMSListCommand, ShutdownCommand, StartupCommand,
+    StartupProxyCommand, StartupSecondaryStorageCommand, UpdateHostPasswordCommand,
+};
 
 /// A JSON object of texts, in the order of the wire.
 pub type StringMap = IndexMap<String, String>;
@@ -90,7 +103,6 @@ macro_rules! commands {
     ($($variant:ident($type:ident) = $class:literal $(, $property:ident $(($value:literal))?)*;)*) => {
         /// Class and own members of a command.
         #[derive(Debug, Clone, PartialEq)]
-        #[expect(clippy::large_enum_variant, reason = "commands are moved twice and never stored in numbers")]
         pub enum CommandBody {
             $(#[doc = concat!("`", $class, "`")] $variant($type),)*
             /// An answer class where a command is expected: readable, but nobody handles it.

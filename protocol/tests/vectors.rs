@@ -1,5 +1,6 @@
 //! Every file under `vectors/agent-protocol` is used: here, or (framing, wire capture, sessions) also over real
 //! sockets in the tests of `agent` and `mgmt-stub`.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -30,7 +30,11 @@ fn load(name: &str) -> Value {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .concat()
 }
 
 /// No two pieces of it are the same by accident.
@@ -45,37 +49,40 @@ fn a_session_has_the_layout_of_the_captured_one() {
     let vector = load("wire-capture.json");
     let sizes = |direction: &str| -> Vec<usize> {
         let sizes = vector[direction]["message_sizes"].as_array().unwrap();
-        sizes
-            .iter()
-            .map(|size| size.as_u64().unwrap().try_into().unwrap())
-            .collect()
+        sizes.iter().map(number).collect()
     };
     assert_eq!(sizes("client_to_server"), sizes("server_to_client"));
 
     let (to_server, to_client) = record(&sizes("client_to_server"));
     for (direction, raw) in [("client_to_server", to_server), ("server_to_client", to_client)] {
         let (handshake, chunks) = layout(&raw);
-        // The sizes of the others follow from certificates, extensions and tickets, which are not the captured ones.
-        let shown = |record: &Value| match record["detail"].as_str().unwrap() {
-            "" | "Finished (encrypted)" => (record["raw_tls_record"].clone(), record["payload"].clone()),
-            _ => (record["raw_tls_record"].clone(), Value::Null),
-        };
         let captured: Vec<_> = vector[direction]["handshake"]
             .as_array()
             .unwrap()
             .iter()
-            .map(shown)
+            .map(|record| (record["raw_tls_record"].as_str().unwrap(), number(&record["payload"])))
             .collect();
-        assert_eq!(handshake.len(), captured.len(), "{direction}: {handshake:?}");
-        for ((kind, len), (captured_kind, captured_len)) in handshake.into_iter().zip(captured) {
-            assert_eq!(kind, captured_kind, "{direction}");
-            assert!(
-                captured_len.is_null() || captured_len == len,
-                "{direction}: {kind} of {len}"
-            );
-        }
+        assert_eq!(in_a_row(&handshake), in_a_row(&captured), "{direction}");
+        // ChangeCipherSpec and Finished. The other sizes follow from certificates, extensions and tickets.
+        assert_eq!(
+            handshake[handshake.len() - 2..],
+            captured[captured.len() - 2..],
+            "{direction}"
+        );
         assert_eq!(Value::from(chunks), vector[direction]["chunks"], "{direction}");
     }
+}
+
+fn number(value: &Value) -> usize {
+    value.as_u64().unwrap().try_into().unwrap()
+}
+
+/// Record types in their order; several of one type in a row count as one. TLS gives the boundaries between those no
+/// meaning (RFC 5246 §6.2.1), and `rustls` puts the empty Certificate into a record of its own, which Java does not.
+fn in_a_row<'r>(records: &[(&'r str, usize)]) -> Vec<&'r str> {
+    let mut kinds: Vec<_> = records.iter().map(|(kind, _)| *kind).collect();
+    kinds.dedup();
+    kinds
 }
 
 /// The bytes that cross a proxy while a client sends messages and the server echoes them: to the server, to the client.
@@ -339,7 +346,7 @@ fn what_is_not_tls_ends_the_connection_at_once() {
     for role in ROLES {
         for (garbage, len) in [
             (&b"GET / HTTP/1.1\r\n\r\n"[..], 5 + 0x202f),
-            (b"SSH-2.0-OpenSSH_9.2p1\r\n", 5 + 0x322e),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", 5 + 0x2d32),
             (&[0; 64], 5),
             (b"\x16\x03\x01\xff\xff", 5 + 0xffff),
         ] {

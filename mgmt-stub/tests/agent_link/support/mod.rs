@@ -1,5 +1,7 @@
 //! A real server and real agents on loopback, with short times.
 
+pub(crate) mod raw;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,10 +30,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How long a condition may take to become true; on a slow machine nothing here needs a tenth of it.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits until a condition holds.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let waited = tokio::time::timeout(LIMIT, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -41,7 +43,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut()
 }
 
 /// Settings with times for tests.
-pub fn quick() -> Settings {
+pub(crate) fn quick() -> Settings {
     Settings {
         ping_interval: Duration::from_secs(1),
         ping_flush: Duration::from_millis(50),
@@ -49,17 +51,17 @@ pub fn quick() -> Settings {
     }
 }
 
-pub struct TestServer {
-    pub address: SocketAddr,
-    pub agents: Agents,
-    pub store: Store,
-    pub provision: Provision,
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) agents: Agents,
+    pub(crate) store: Store,
+    pub(crate) provision: Provision,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
 
 impl TestServer {
-    pub async fn start(directory: &Path, settings: Settings) -> Self {
+    pub(crate) async fn start(directory: &Path, settings: Settings) -> Self {
         Self::start_at(
             "127.0.0.1:0".parse().unwrap(),
             directory,
@@ -70,7 +72,7 @@ impl TestServer {
         .await
     }
 
-    pub async fn start_at(
+    pub(crate) async fn start_at(
         address: SocketAddr,
         directory: &Path,
         settings: Settings,
@@ -102,14 +104,14 @@ impl TestServer {
     }
 
     /// Ends in an orderly way and gives the database back.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         drop(self.stop.take());
         self.running.await.unwrap();
         drop((self.agents, self.provision, self.store));
     }
 
     /// The only host, in this status.
-    pub async fn host_in(&self, status: HostStatus) -> Host {
+    pub(crate) async fn host_in(&self, status: HostStatus) -> Host {
         until(&format!("one host {status}"), || async {
             matches!(self.store.hosts().await.unwrap().as_slice(), [host] if host.status == status)
         })
@@ -120,7 +122,7 @@ impl TestServer {
 
 /// A service for tests: answers health checks, and does what the members of other commands say.
 #[derive(Clone, Default)]
-pub struct TestService(Arc<Seen>);
+pub(crate) struct TestService(Arc<Seen>);
 
 /// What a service has seen.
 #[derive(Default)]
@@ -131,20 +133,20 @@ struct Seen {
 
 impl TestService {
     /// Commands that were started.
-    pub fn started(&self) -> usize {
+    pub(crate) fn started(&self) -> usize {
         self.0.started.load(Ordering::SeqCst)
     }
 
     /// Links that were lost.
-    pub fn lost(&self) -> usize {
+    pub(crate) fn lost(&self) -> usize {
         self.0.lost.load(Ordering::SeqCst)
     }
 }
 
 /// `MoveVolumeCommand.srcPath` says what [`TestService`] does.
-pub const PANIC: &str = "panic";
-pub const BLOCK_A_THREAD_FOR_MS: &str = "block ";
-pub const SLEEP_FOR_MS: &str = "sleep ";
+pub(crate) const PANIC: &str = "panic";
+pub(crate) const BLOCK_A_THREAD_FOR_MS: &str = "block ";
+pub(crate) const SLEEP_FOR_MS: &str = "sleep ";
 
 impl Service for TestService {
     async fn execute(&self, command: Command) -> Option<Answer> {
@@ -175,15 +177,15 @@ impl Service for TestService {
     }
 }
 
-pub struct TestAgent {
-    pub service: TestService,
-    pub server: ServerHandle,
+pub(crate) struct TestAgent {
+    pub(crate) service: TestService,
+    pub(crate) server: ServerHandle,
     stop: Option<oneshot::Sender<()>>,
-    pub running: JoinHandle<Result<Ended, StartError>>,
+    pub(crate) running: JoinHandle<Result<Ended, StartError>>,
 }
 
 impl TestAgent {
-    pub fn start(config: Config) -> Self {
+    pub(crate) fn start(config: Config) -> Self {
         let service = TestService::default();
         let mut handle = None;
         let agent = Agent::new(config, |server| {
@@ -201,14 +203,14 @@ impl TestAgent {
         }
     }
 
-    pub async fn stop(mut self) -> Ended {
+    pub(crate) async fn stop(mut self) -> Ended {
         drop(self.stop.take());
         self.running.await.unwrap().unwrap()
     }
 }
 
 /// Agent `s-<number>-VM` with its files in `directory`.
-pub fn ssvm(number: u32, server: SocketAddr, directory: &TempDir) -> Config {
+pub(crate) fn ssvm(number: u32, server: SocketAddr, directory: &TempDir) -> Config {
     Config {
         kind: Kind::SecondaryStorage,
         hosts: server.ip().to_string().parse().unwrap(),

@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
+use crate::support::{BLOCK_A_THREAD_FOR_MS, LIMIT, PANIC, SLEEP_FOR_MS, TestAgent, TestServer, quick, ssvm, until};
 use agent::agent::Ended;
 use agent::service::NoAnswer as NotAnswered;
 use mgmt_stub::agents::NoAnswer;
 use mgmt_stub::client_auth::Strictness;
 use mgmt_stub::host_status::HostStatus;
+use mgmt_stub::server::Fixed;
 use mgmt_stub::settings::Settings;
 use protocol::answer::AnswerBody;
 use protocol::command::Command;
 use protocol::console_proxy::ConsoleAccessAuthenticationCommand;
 use protocol::secondary_storage::MoveVolumeCommand;
 use protocol::session::{CheckHealthCommand, SetupMSListCommand, ShutdownCommand, UpdateHostPasswordCommand};
-use support::{BLOCK_A_THREAD_FOR_MS, LIMIT, PANIC, SLEEP_FOR_MS, TestAgent, TestServer, quick, ssvm, until};
 use tempfile::tempdir;
-
-mod support;
 
 /// Commands that every SSVM is sent while it connects to a zone without image stores.
 const SET_UP: usize = 2;
@@ -175,7 +174,7 @@ async fn work_goes_on_while_the_server_restarts_and_is_reported_afterwards() {
 
     tokio::time::sleep(Duration::from_millis(500)).await; // it finishes while nobody listens
     let hooks = std::sync::Arc::new(mgmt_stub::hooks::NoInstances);
-    let server = TestServer::start_at(address, data.path(), quick(), hooks, Default::default()).await;
+    let server = TestServer::start_at(address, data.path(), quick(), hooks, Fixed::default()).await;
     let again = server.host_in(HostStatus::Up).await;
     assert_eq!(again.id, host.id, "the same host row");
     // The old answer came first and was ignored; the link works.
@@ -210,7 +209,7 @@ async fn a_certificate_is_provisioned_over_the_link_and_then_required() {
         ..quick()
     };
     let hooks = std::sync::Arc::new(mgmt_stub::hooks::NoInstances);
-    let server = TestServer::start_at(address, data.path(), strict, hooks, Default::default()).await;
+    let server = TestServer::start_at(address, data.path(), strict, hooks, Fixed::default()).await;
     assert_eq!(server.host_in(HostStatus::Up).await.id, host.id);
 
     let nobody = tempdir().unwrap();
@@ -299,7 +298,7 @@ async fn a_server_list_is_kept_and_the_preferred_server_is_used_when_it_listens(
     let server = TestServer::start(data.path(), quick()).await;
     let hooks = std::sync::Arc::new(mgmt_stub::hooks::NoInstances);
     let preferred = format!("127.0.0.2:{}", server.address.port()).parse().unwrap();
-    let other = TestServer::start_at(preferred, other_data.path(), quick(), hooks, Default::default()).await;
+    let other = TestServer::start_at(preferred, other_data.path(), quick(), hooks, Fixed::default()).await;
     let agent = TestAgent::start(ssvm(1, server.address, &files));
     let host = server.host_in(HostStatus::Up).await;
     let list = SetupMSListCommand {

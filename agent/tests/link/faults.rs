@@ -1,0 +1,412 @@
+//! What networks and servers do to an agent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::fake_server::{FakeLink, FakeServer};
+use agent::agent::{Agent, Ended};
+use agent::config::{Config, Kind, Timing};
+use agent::service::Service;
+use agent::trust::TrustUnknown;
+use protocol::answer::{Answer, AnswerBody};
+use protocol::command::{Command, CommandBody};
+use protocol::console_proxy::WatchConsoleProxyLoadCommand;
+use protocol::gson::Charset;
+use protocol::header::{Flags, Header};
+use protocol::message::Message;
+use protocol::packet::{Packet, Request, Response};
+use protocol::secondary_storage::MoveVolumeCommand;
+use protocol::session::{
+    CheckHealthCommand, MigrateAgentConnectionCommand, PingAnswer, ReadyCommand, StartupAnswer, StartupCommand,
+};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const SERVER_ID: i64 = 90_520_732_674_657;
+const HOST_ID: i64 = 3;
+
+/// Health checks are answered at once; a volume is moved in as many milliseconds as its name says.
+#[derive(Clone, Default)]
+struct Slow(Arc<AtomicUsize>);
+
+impl Service for Slow {
+    async fn execute(&self, command: Command) -> Option<Answer> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        match command.body {
+            CommandBody::CheckHealth(_) => Some(Answer::success()),
+            CommandBody::WatchConsoleProxyLoad(_) => Some(Answer::success().with_details("load")),
+            CommandBody::MoveVolume(volume) => {
+                let milliseconds = volume.volume_name.unwrap().parse().unwrap();
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                Some(Answer::success().with_details("moved"))
+            }
+            _ => None,
+        }
+    }
+}
+
+struct Running {
+    service: Slow,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Ended>,
+    _files: TempDir,
+}
+
+impl Running {
+    async fn stop(self) {
+        drop(self.stop);
+        let ended = tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap();
+        assert_eq!(ended, Ended::Asked);
+    }
+}
+
+fn start(hosts: &str, port: u16, timing: Timing) -> Running {
+    let files = tempfile::tempdir().unwrap();
+    let config = Config {
+        kind: Kind::SecondaryStorage,
+        hosts: hosts.parse().unwrap(),
+        port,
+        startup: StartupCommand {
+            guid: Some("s-1-VM-X".into()),
+            ..StartupCommand::default()
+        },
+        workers: 5,
+        directory: files.path().to_owned(),
+        trust_unknown: TrustUnknown::Accept,
+        host_check_interval: None,
+        timing,
+    };
+    let service = Slow::default();
+    let agent = Agent::new(config, |_| service.clone()).unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move { agent.run(async move { drop(stopped.await) }).await.unwrap() });
+    Running {
+        service,
+        stop,
+        task,
+        _files: files,
+    }
+}
+
+fn quick() -> Timing {
+    Timing {
+        backoff: Duration::from_millis(20),
+        longest_backoff: Duration::from_millis(50),
+        handshake: Duration::from_millis(300),
+        startup: Duration::from_millis(300),
+        missed_pings: 1,
+        migrate: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
+async fn accept(server: &FakeServer) -> FakeLink {
+    tokio::time::timeout(LIMIT, server.accept())
+        .await
+        .expect("the agent connects")
+}
+
+async fn receive(link: &mut FakeLink) -> Packet {
+    let message = tokio::time::timeout(LIMIT, link.receive())
+        .await
+        .expect("the agent sends something");
+    Packet::decode(&message).unwrap()
+}
+
+async fn request(link: &mut FakeLink) -> Request {
+    match receive(link).await {
+        Packet::Request(request) => request,
+        Packet::Response(response) => panic!("{response:?}"),
+    }
+}
+
+/// The next response; pings in between are answered.
+async fn response(link: &mut FakeLink) -> Response {
+    loop {
+        match receive(link).await {
+            Packet::Response(response) => return response,
+            Packet::Request(ping) => answer(link, &ping, Answer::new(PingAnswer::default())).await,
+        }
+    }
+}
+
+async fn answer(link: &mut FakeLink, request: &Request, answer: Answer) {
+    let response = request.response(vec![answer]).by_server(SERVER_ID, HOST_ID);
+    link.send(&response.encode(Charset::Utf8).unwrap()).await;
+}
+
+async fn send(link: &mut FakeLink, sequence: i64, command: impl Into<CommandBody>) {
+    let request = Request::from_server(sequence, SERVER_ID, HOST_ID, vec![Command::new(command)]);
+    link.send(&request.encode(Charset::Utf8).unwrap()).await;
+}
+
+/// A link up to the answered startup command.
+async fn accept_and_answer(server: &FakeServer, ping_interval: i64) -> FakeLink {
+    let mut link = accept(server).await;
+    let startup = request(&mut link).await;
+    answer(
+        &mut link,
+        &startup,
+        Answer::new(StartupAnswer {
+            ping_interval,
+            ..StartupAnswer::default()
+        }),
+    )
+    .await;
+    link
+}
+
+async fn make_ready(link: &mut FakeLink) {
+    send(
+        link,
+        1,
+        ReadyCommand {
+            host_id: Some(HOST_ID),
+            ..ReadyCommand::default()
+        },
+    )
+    .await;
+    let ready = response(link).await;
+    assert!(matches!(ready.answers[0].body, AnswerBody::Ready(_)), "{ready:?}");
+}
+
+fn move_volume(milliseconds: u32) -> MoveVolumeCommand {
+    MoveVolumeCommand {
+        volume_name: Some(milliseconds.to_string()),
+        ..MoveVolumeCommand::default()
+    }
+}
+
+async fn works(link: &mut FakeLink) {
+    send(link, 77, CheckHealthCommand {}).await;
+    let health = response(link).await;
+    assert_eq!((health.header.sequence, health.answers[0].result), (77, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_survives_servers_that_speak_nonsense() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+
+    let mut garbage = server.accept_tcp().await;
+    garbage.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    drop(server.accept_tcp().await); // closed before the handshake
+    let silent = server.accept_tcp().await; // the handshake never answers
+    let mut not_finished = server.accept_tcp().await;
+    not_finished.write_all(&[22, 3, 3, 0x40, 0]).await.unwrap(); // announces a record that never comes
+    drop((garbage, silent));
+
+    let mut oversized = accept_and_answer(&server, 60).await;
+    oversized.send_raw(&[0, 0, 0x46, 0x51]).await; // a chunk of 18,001 bytes
+    let mut bare = accept_and_answer(&server, 60).await;
+    bare.send_raw(&[0x15, 3, 3, 0, 2, 1, 0]).await; // a TLS alert without a chunk header: waits for 771 bytes
+    bare.send_raw(&[0; 900]).await;
+    let mut link = accept_and_answer(&server, 60).await;
+    works(&mut link).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_in_the_middle_of_a_message_is_met_again() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    link.send_raw(&[0, 1, 0x40, 0x1d, 23, 3, 3, 0x40, 0x18, 1, 2, 3]).await;
+    drop(link);
+    let mut link = accept_and_answer(&server, 60).await;
+    works(&mut link).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_startup_answer_connects_again_and_waits_longer() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut first = accept(&server).await;
+    request(&mut first).await;
+    let mut second = accept(&server).await;
+    request(&mut second).await;
+    let since = Instant::now();
+    let mut third = accept(&server).await;
+    assert!(since.elapsed() >= Duration::from_millis(590), "{:?}", since.elapsed());
+    request(&mut third).await;
+    agent.stop().await;
+}
+
+/// The network is gone without a word: nothing is closed, nothing is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_link_is_noticed_by_missing_ping_answers() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let half_open = accept_and_answer(&server, 1).await;
+    let since = Instant::now();
+    let mut link = accept_and_answer(&server, 60).await;
+    assert!(
+        (Duration::from_secs(2)..Duration::from_secs(10)).contains(&since.elapsed()),
+        "{:?}",
+        since.elapsed()
+    );
+    works(&mut link).await;
+    drop(half_open);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_could_not_be_sent_is_sent_after_the_next_ready() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    make_ready(&mut link).await;
+    send(&mut link, 5, move_volume(200)).await;
+    while agent.service.0.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(link);
+    let mut link = accept_and_answer(&server, 60).await;
+    tokio::time::sleep(Duration::from_millis(300)).await; // finished before the server accepts the host
+    send(&mut link, 6, CheckHealthCommand {}).await;
+    assert_eq!(
+        response(&mut link).await.header.sequence,
+        6,
+        "nothing old before ReadyCommand"
+    );
+    make_ready(&mut link).await;
+    let held = response(&mut link).await;
+    assert_eq!((held.header.sequence, held.header.mgmt_id), (5, SERVER_ID));
+    assert_eq!(held.answers[0].details.as_deref(), Some("moved"));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_cannot_be_read_leave_the_link_open() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    let header = Header {
+        flags: Flags::REQUEST | Flags::FROM_SERVER,
+        sequence: 9,
+        mgmt_id: SERVER_ID,
+        agent_id: HOST_ID,
+        via: HOST_ID,
+    };
+    link.send(&[0; 39]).await;
+    link.send(&[]).await;
+    link.send(&[1; 80]).await;
+    for silent in [
+        r#"[{"org.apache.cloudstack.storage.command.DeleteCommand":{"data":{"no.such.TO":{}}}}]"#,
+        "[{}]",
+        r#"[{"com.cloud.agent.api.CheckHealthCommand":null}]"#,
+    ] {
+        link.send(&Message::encode(header, silent).unwrap()).await;
+    }
+    link.send(&Message::encode(header, r#"[{"com.cloud.agent.api.NoSuchCommand":{}}]"#).unwrap())
+        .await;
+    let unsupported = response(&mut link).await;
+    assert_eq!(
+        unsupported.answers[0].details.as_deref(),
+        Some(
+            "Unsupported command issued: com.cloud.agent.api.BadCommand.  \
+             Are you sure you got the right type of server?"
+        )
+    );
+    works(&mut link).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_requests_is_answered_and_bounded() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    for sequence in 0..1100 {
+        send(&mut link, sequence, move_volume(300)).await;
+    }
+    let mut refused = 0;
+    let mut moved = 0;
+    while refused == 0 || moved == 0 {
+        match response(&mut link).await.answers[0].details.as_deref() {
+            Some("moved") => moved += 1,
+            Some("the agent is busy: 1000 requests are waiting") => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_load_is_reported_again_and_again_with_one_sequence() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    send(
+        &mut link,
+        8,
+        WatchConsoleProxyLoadCommand {
+            interval: 1,
+            ..WatchConsoleProxyLoadCommand::default()
+        },
+    )
+    .await;
+    let accepted = response(&mut link).await;
+    assert_eq!(
+        (accepted.header.sequence, accepted.answers[0].details.as_deref()),
+        (8, None)
+    );
+    for _ in 0..2 {
+        let load = response(&mut link).await;
+        assert_eq!(
+            (load.header.sequence, load.answers[0].details.as_deref()),
+            (8, Some("load"))
+        );
+    }
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_moves_to_another_server_and_says_so() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    make_ready(&mut link).await;
+    // The same listener under its other name: what counts is that the agent asks for it.
+    let migrate = MigrateAgentConnectionCommand {
+        ms_list: Some(vec!["127.0.0.1".into(), "localhost".into()]),
+        avoid_ms_list: Some(vec!["127.0.0.1".into()]),
+        lb_algorithm: Some("static".into()),
+        lb_check_interval: Some(0),
+    };
+    send(&mut link, 2, migrate).await;
+    assert!(matches!(
+        response(&mut link).await.answers[0].body,
+        AnswerBody::MigrateAgentConnection(_)
+    ));
+    drop(server.accept_tcp().await); // the probe
+    let mut moved = accept(&server).await;
+    let CommandBody::StartupSecondaryStorage(startup) = request(&mut moved).await.commands[0].body.clone() else {
+        panic!("no startup")
+    };
+    assert!(startup.startup.connection_transferred);
+    assert_eq!(
+        startup.startup.ms_host_list.as_deref(),
+        Some("127.0.0.1,localhost@static")
+    );
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_down_for_a_while_is_found_when_it_is_back() {
+    let port = {
+        let server = FakeServer::listen().await;
+        server.port()
+    };
+    let agent = start("127.0.0.1,localhost", port, quick());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let server = FakeServer::listen_at(port).await;
+    let mut link = accept_and_answer(&server, 60).await;
+    works(&mut link).await;
+    agent.stop().await;
+}
