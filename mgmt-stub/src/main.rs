@@ -14,8 +14,8 @@ use mgmt_stub::client_auth::{Expired, Strictness};
 use mgmt_stub::hooks::NoInstances;
 use mgmt_stub::server::{Fixed, Server};
 use mgmt_stub::settings::Settings;
-use mgmt_stub::store::Store;
 use mgmt_stub::store::host::Host;
+use mgmt_stub::store::{OpenError, Store};
 use platform::{crypto, exit, files, logging, shutdown};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -296,7 +296,11 @@ async fn issue_certificate(data_dir: &Path, arguments: IssueCertificate) -> anyh
         not_after,
         ..
     } = &issued.signed;
-    Store::open(data_dir)
+    let store = match Store::open(data_dir) {
+        Err(OpenError::InUse(_)) => Store::open_beside_server(data_dir),
+        opened => opened,
+    };
+    store
         .context("opening the database")?
         .record_certificate(&issued.signed, None)
         .await?;

@@ -127,13 +127,22 @@ impl Store {
 
     /// For looking, also while the server runs. Every change is refused. Blocks.
     pub fn open_read_only(data_dir: impl AsRef<Path>) -> Result<Self, OpenError> {
-        let path = data_dir.as_ref().join(DATABASE);
+        Self::open_existing(data_dir.as_ref(), OpenFlags::SQLITE_OPEN_READ_ONLY)
+    }
+
+    /// For a single change while the server runs: takes turns with it, and never migrates. Blocks.
+    pub fn open_beside_server(data_dir: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_existing(data_dir.as_ref(), OpenFlags::SQLITE_OPEN_READ_WRITE)
+    }
+
+    fn open_existing(data_dir: &Path, access: OpenFlags) -> Result<Self, OpenError> {
+        let path = data_dir.join(DATABASE);
         match fs::exists(&path) {
             Ok(true) => {}
             Ok(false) => return Err(OpenError::Missing(path)),
             Err(source) => return Err(failed("look for", &path)(source)),
         }
-        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let connection = connect(&path, access)?;
         let (found, known) = (version(&connection).map_err(refused(&path))?, newest(MIGRATIONS));
         match found {
             _ if found > known => Err(OpenError::Newer { path, found, known }),

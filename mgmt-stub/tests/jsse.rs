@@ -35,8 +35,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::time::{sleep, timeout};
 
-/// For everything that is waited for. A JVM starts within a second where it is alone.
-const LIMIT: Duration = Duration::from_secs(60);
+/// For everything that is waited for. A JVM starts within a second if it is alone.
+const LIMIT: Duration = Duration::from_mins(1);
 
 const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 

@@ -1,0 +1,106 @@
+//! The program as an operator runs it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use platform::exec::{Cmd, Output, Running};
+use tempfile::tempdir;
+
+fn program(data: &Path) -> Cmd {
+    Cmd::new(env!("CARGO_BIN_EXE_mgmt-stub"))
+        .arg("--data-dir")
+        .arg(data.to_str().unwrap())
+        .env("SYSVM_LOG", "info")
+}
+
+async fn serve(data: &Path, log: &Path) -> Running {
+    let running = program(data)
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .spawn(log)
+        .unwrap();
+    for _ in 0..1000 {
+        if std::fs::read_to_string(log)
+            .unwrap_or_default()
+            .contains("Serving agents")
+        {
+            return running;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{}", std::fs::read_to_string(log).unwrap());
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn hosts_and_certificates_work_beside_a_running_server() {
+    let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let log = out.path().join("log");
+    let server = serve(data.path(), &log).await;
+    assert_eq!(
+        text(&program(data.path()).arg("hosts").run().await.unwrap()),
+        "No agent has connected yet.\n"
+    );
+    assert_eq!(
+        text(&program(data.path()).args(["hosts", "--json"]).run().await.unwrap()),
+        "[]\n"
+    );
+
+    let issue = [
+        "issue-certificate",
+        "--name",
+        "s-1-VM",
+        "--address",
+        "10.1.1.20",
+        "--out",
+    ];
+    program(data.path())
+        .args(issue)
+        .arg(out.path().to_str().unwrap())
+        .run()
+        .await
+        .unwrap();
+    let mode = |name: &str| std::fs::metadata(out.path().join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode("cloud.key"), mode("cloud.crt"), mode("cloud.ca.crt")),
+        (0o600, 0o644, 0o644)
+    );
+    let file = |name: &str| out.path().join(name).to_str().unwrap().to_owned();
+    let verify = [
+        "verify".to_owned(),
+        "-CAfile".into(),
+        file("cloud.ca.crt"),
+        file("cloud.crt"),
+    ];
+    let verified = Cmd::new("openssl").args(verify).run().await.unwrap();
+    assert!(text(&verified).ends_with("cloud.crt: OK\n"), "{}", text(&verified));
+    server.stop(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_data_says_what_to_do() {
+    let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let server = serve(data.path(), &out.path().join("log")).await;
+    let error = program(data.path())
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .run()
+        .await
+        .unwrap_err();
+    let expected = format!(
+        "{} is in use by another mgmt-stub; stop that one first",
+        data.path().display()
+    );
+    assert!(error.to_string().contains(&expected), "{error}");
+    server.stop(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn hosts_without_a_server_ever_started_says_so() {
+    let data = tempdir().unwrap();
+    let error = program(data.path()).arg("hosts").run().await.unwrap_err().to_string();
+    assert!(error.contains("mgmt-stub.sqlite3"), "{error}");
+}
