@@ -101,7 +101,8 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
 
 async fn build() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = Cmd::new(cargo).args(["build", "--release", "--package", "mgmt-stub"]);
+    // This package, too: then everything they share is built once, in one way.
+    let build = Cmd::new(cargo).args(["build", "--release", "--package", "mgmt-stub", "--package", "bench"]);
     let status = build.run_inherited().await?;
     ensure!(status.success(), "`{build}` failed ({status})");
     let program = std::env::current_exe()
