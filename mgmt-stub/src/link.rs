@@ -80,6 +80,11 @@ impl Link {
         }
     }
 
+    /// Accepts messages of at most so many bytes.
+    pub(crate) fn limit_messages(&mut self, bytes: usize) {
+        self.channel.limit_messages(bytes);
+    }
+
     /// Whether all that was given is with the kernel.
     pub(crate) fn is_idle(&self) -> bool {
         self.duplex.output.is_empty()

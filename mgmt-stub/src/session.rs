@@ -15,6 +15,7 @@ use protocol::answer::Answer;
 use protocol::command::{Base, Command, CommandBody};
 use protocol::gson::Charset;
 use protocol::header::{Flags, NO_ID};
+use protocol::message::MAX_MESSAGE;
 use protocol::packet::{Packet, Request, Response};
 use protocol::session::{
     AgentControlAnswer, EchoedPing, PingAnswer, PingCommand, ReadyCommand, StartupAnswer, StartupCommand,
@@ -37,6 +38,9 @@ use crate::store::host::{HostNic, HostType, StartupFacts};
 
 /// Messages waiting for the socket; while there are more, nothing new is taken from the mailbox.
 const MAX_OUTGOING: usize = 32;
+
+/// Longest first message: a startup command has less than 2 KiB. Whoever has not said who he is gets no 64 MiB of memory.
+const MAX_STARTUP: usize = 64 << 10;
 
 /// Questions of one agent that are being answered. One more is answered "no" at once.
 const MAX_QUESTIONS: usize = 64;
@@ -153,9 +157,11 @@ impl Session<'_> {
             .await
             .map_err(|_| End::HandshakeTooSlow(settings.handshake_limit))??;
         let certificate = self.certificate(peer.ip()).await?;
+        self.link.limit_messages(MAX_STARTUP);
         let startup = timeout(settings.startup_limit, self.first_message());
         let (request, startup) = startup.await.map_err(|_| End::NoStartup(settings.startup_limit))??;
 
+        self.link.limit_messages(MAX_MESSAGE);
         // At once, before any check (§4.3): the agent's watchdog is running.
         self.answer_startup(&request, 0, NO_ID);
         let (to_link, mut mailbox) = mailbox();

@@ -23,6 +23,8 @@ pub struct Channel {
     established: bool,
     /// Decrypted chunks of a message whose last chunk is still to come.
     partial: Vec<u8>,
+    /// Longest message that is accepted.
+    max_message: usize,
 }
 
 /// What arrived.
@@ -46,9 +48,9 @@ pub enum BrokenLink {
     /// The chunk framing is broken.
     #[error(transparent)]
     Chunk(#[from] BadChunk),
-    /// More than [`MAX_MESSAGE`].
-    #[error("a message longer than {MAX_MESSAGE} bytes")]
-    TooLong,
+    /// A message longer than what is accepted.
+    #[error("a message longer than {0} bytes")]
+    TooLong(usize),
     /// The peer said good-bye with a TLS alert.
     #[error("the peer closed the TLS session")]
     Closed,
@@ -87,7 +89,13 @@ impl Channel {
             tls,
             established: false,
             partial: Vec::new(),
+            max_message: MAX_MESSAGE,
         }
+    }
+
+    /// Accepts messages of at most so many bytes, at most [`MAX_MESSAGE`]: for peers that nobody knows yet.
+    pub fn limit_messages(&mut self, bytes: usize) {
+        self.max_message = bytes.min(MAX_MESSAGE);
     }
 
     /// Whether the handshake is complete.
@@ -194,7 +202,9 @@ impl Channel {
 
     fn feed(&mut self, record: &mut &[u8]) -> Result<(), BrokenLink> {
         while !record.is_empty() {
-            self.tls.read_tls(record).map_err(|_| BrokenLink::TooLong)?;
+            self.tls
+                .read_tls(record)
+                .map_err(|_| BrokenLink::TooLong(self.max_message))?;
             if self.tls.process_new_packets()?.peer_has_closed() {
                 return Err(BrokenLink::Closed);
             }
@@ -204,11 +214,11 @@ impl Channel {
 
     fn take_plaintext(&mut self) -> Result<(), BrokenLink> {
         let mut reader = self.tls.reader();
-        let room = u64::try_from(MAX_MESSAGE - self.partial.len()).unwrap_or(u64::MAX);
+        let room = u64::try_from(self.max_message.saturating_sub(self.partial.len())).unwrap_or(u64::MAX);
         // `WouldBlock` is rustls' word for "nothing more at present".
         let _ = reader.by_ref().take(room).read_to_end(&mut self.partial);
         match reader.read(&mut [0]) {
-            Ok(1..) => Err(BrokenLink::TooLong),
+            Ok(1..) => Err(BrokenLink::TooLong(self.max_message)),
             _ => Ok(()),
         }
     }

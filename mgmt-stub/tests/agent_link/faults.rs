@@ -76,6 +76,7 @@ async fn a_message_over_64_mib_ends_the_link() {
     let data = tempdir().unwrap();
     let server = TestServer::start(data.path(), quick()).await;
     let mut link = connect(&server).await;
+    register(&server, &mut link, 1).await;
     link.send(&vec![b' '; MAX_MESSAGE + 1]).unwrap();
     let ended = tokio::time::timeout(LIMIT, async {
         loop {
@@ -87,6 +88,19 @@ async fn a_message_over_64_mib_ends_the_link() {
     assert!(matches!(
         ended.await.unwrap(),
         LinkError::Closed { .. } | LinkError::Io(_)
+    ));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_nobody_knows_may_send_no_more_than_a_startup_command_needs() {
+    let data = tempdir().unwrap();
+    let server = TestServer::start(data.path(), quick()).await;
+    let mut link = connect(&server).await;
+    link.send(&[b' '; 65 << 10]).unwrap();
+    assert!(matches!(
+        receive(&mut link).await,
+        Err(LinkError::Closed { .. } | LinkError::Io(_))
     ));
     server.stop().await;
 }

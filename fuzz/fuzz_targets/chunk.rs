@@ -1,0 +1,8 @@
+//! Chunk headers and TLS records. What must hold is in `protocol/tests/fuzz_targets/mod.rs`; how to run and seed it in `fuzz/README.md`.
+#![no_main]
+
+#[path = "../../protocol/tests/fuzz_targets/mod.rs"]
+#[allow(dead_code, reason = "each target runs one of the functions")]
+mod fuzz_targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_targets::chunk(data));
