@@ -118,6 +118,18 @@ impl Link {
         }
     }
 
+    /// The next message if the caller has room for one, else only sends.
+    ///
+    /// # Errors
+    /// The link is lost.
+    pub async fn next_if(&mut self, has_room: bool) -> Result<Option<Vec<u8>>, LinkError> {
+        if has_room {
+            return self.next().await;
+        }
+        self.duplex.flush().await?;
+        Ok(None)
+    }
+
     /// Whether all that was given is with the kernel.
     pub fn is_idle(&self) -> bool {
         self.duplex.output.is_empty()

@@ -4,6 +4,8 @@
 //! that its successor has just got.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -12,8 +14,9 @@ use protocol::answer::Answer;
 use protocol::command::Command;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::client_auth::PresentedCertificate;
 use crate::host_status::{HostEvent, HostStatus};
@@ -24,6 +27,9 @@ use crate::store::{Store, StoreError};
 /// Requests that may wait in front of one link; whoever sends more waits.
 const MAX_QUEUED: usize = 32;
 
+/// Hosts whose status may change at the same time: the store commits them together.
+const CHANGE_LOCKS: usize = 256;
+
 /// The connected agents; cheap to clone.
 #[derive(Clone)]
 pub struct Agents {
@@ -33,8 +39,8 @@ pub struct Agents {
 struct Inner {
     store: Store,
     connected: RwLock<HashMap<HostId, Arc<Entry>>>,
-    /// Held while a link and the status of its host change together.
-    changes: Mutex<()>,
+    /// Held while a link and the status of its host change together; by host, so that many can change at once.
+    changes: [Mutex<()>; CHANGE_LOCKS],
     next_link: AtomicU64,
 }
 
@@ -42,7 +48,9 @@ struct Inner {
 pub(crate) struct Entry {
     pub(crate) link: u64,
     pub(crate) host: Host,
-    pub(crate) certificate: Option<PresentedCertificate>,
+    /// Where the link comes from.
+    pub(crate) peer: IpAddr,
+    pub(crate) certificate: Option<Arc<PresentedCertificate>>,
     mailbox: mpsc::Sender<Box<Outbound>>,
     closer: Closer,
     /// Unix seconds of the last ping, 0 before the first.
@@ -55,6 +63,7 @@ pub(crate) struct Entry {
 pub(crate) struct Outbound {
     pub(crate) commands: Vec<Command>,
     pub(crate) limit: Duration,
+    pub(crate) deadline: Instant,
     pub(crate) reply: oneshot::Sender<Result<Vec<Answer>, NoAnswer>>,
 }
 
@@ -76,6 +85,16 @@ pub enum CloseReason {
     Stopping,
 }
 
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replaced => "the agent has connected again",
+            Self::Reconnect => "the agent was asked to connect again",
+            Self::Stopping => "the management server was stopped",
+        })
+    }
+}
+
 /// Why a command has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
@@ -88,6 +107,14 @@ pub enum NoAnswer {
     /// The agent took too long. It may still carry out the command.
     #[error("the agent did not answer within {0:?}")]
     TimedOut(Duration),
+    /// There are not as many answers as commands.
+    #[error("the agent sent {got} answers to {wanted} commands")]
+    WrongNumber {
+        /// Answers.
+        got: usize,
+        /// Commands.
+        wanted: usize,
+    },
     /// The request is longer than the protocol allows.
     #[error("the request is too long to be sent")]
     TooLong,
@@ -113,13 +140,20 @@ pub(crate) fn mailbox() -> (mpsc::Sender<Box<Outbound>>, Mailbox) {
     mpsc::channel(MAX_QUEUED)
 }
 
+impl Inner {
+    fn changes_of(&self, host: HostId) -> &Mutex<()> {
+        let index = usize::try_from(host.0.unsigned_abs()).unwrap_or_default() % CHANGE_LOCKS;
+        &self.changes[index]
+    }
+}
+
 impl Agents {
     /// Nobody is connected yet.
     pub fn new(store: Store) -> Self {
         let inner = Inner {
             store,
             connected: RwLock::default(),
-            changes: Mutex::new(()),
+            changes: std::array::from_fn(|_| Mutex::new(())),
             next_link: AtomicU64::new(1),
         };
         Self { inner: Arc::new(inner) }
@@ -142,8 +176,7 @@ impl Agents {
 
     /// Whether this host has a link that was accepted.
     pub fn is_up(&self, host: HostId) -> bool {
-        self.entry(host)
-            .is_some_and(|entry| entry.is_up.load(Ordering::Relaxed))
+        self.entry(host).is_some_and(|entry| entry.is_up())
     }
 
     /// Connected agents, registered or being set up.
@@ -161,13 +194,6 @@ impl Agents {
         entry
             .inspect(|entry| entry.closer.close(CloseReason::Reconnect))
             .is_some()
-    }
-
-    /// Ends all links.
-    pub fn close_all(&self) {
-        self.entries()
-            .iter()
-            .for_each(|entry| entry.closer.close(CloseReason::Stopping));
     }
 
     pub(crate) fn entry(&self, host: HostId) -> Option<Arc<Entry>> {
@@ -197,60 +223,70 @@ impl Agents {
         self.entries().into_iter().filter(is_other).collect()
     }
 
-    /// Takes a link in, in place of an older one of the same host, and makes the host Connecting.
+    /// Takes a link in, in place of an older one of the same host, and makes the host Connecting. Whoever calls this
+    /// also calls [`Agents::unregister`], whatever came of it.
     pub(crate) async fn register(&self, entry: Arc<Entry>) -> Result<(), StoreError> {
-        let _lock = self.inner.changes.lock().await;
-        let host = entry.host.id;
-        let replaced = self.write().insert(host, entry);
+        let _lock = self.inner.changes_of(entry.host.id).lock().await;
+        let replaced = self.write().insert(entry.host.id, Arc::clone(&entry));
         if let Some(replaced) = replaced {
-            warn!(%host, name = replaced.host.name, "The agent connected again, closing its older link");
+            warn!(host = %entry.host.id, name = entry.host.name, "The agent connected again, closing its older link");
             replaced.closer.close(CloseReason::Replaced);
         }
-        self.inner
-            .store
-            .apply_host_event(host, HostEvent::AgentConnected, "agent connected")
-            .await?;
+        self.apply(&entry, HostEvent::AgentConnected, "agent connected")
+            .await
+            .map(drop)
+    }
+
+    /// Changes the status of a host, unless another link has taken over.
+    pub(crate) async fn change_status(&self, entry: &Entry, event: HostEvent, reason: &str) -> Result<(), StoreError> {
+        let _lock = self.inner.changes_of(entry.host.id).lock().await;
+        if self.is_current(entry) {
+            let status = self.apply(entry, event, reason).await?;
+            entry.is_up.store(status == HostStatus::Up, Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    /// Changes the status of a host, unless another link has taken over. Answers the new status.
-    pub(crate) async fn change_status(
+    /// Takes a link out and changes the status of its host, unless another link has taken over.
+    pub(crate) async fn unregister(
         &self,
         entry: &Entry,
-        event: HostEvent,
+        event: Option<HostEvent>,
         reason: &str,
-    ) -> Result<Option<HostStatus>, StoreError> {
-        let _lock = self.inner.changes.lock().await;
-        if !self.is_current(entry) {
-            return Ok(None);
-        }
-        let status = self.inner.store.apply_host_event(entry.host.id, event, reason).await?;
-        entry.is_up.store(status == HostStatus::Up, Ordering::Relaxed);
-        Ok(Some(status))
-    }
-
-    /// Takes a link out and changes the status of its host, unless another link has taken over.
-    pub(crate) async fn unregister(&self, entry: &Entry, event: HostEvent, reason: &str) -> Result<(), StoreError> {
-        let _lock = self.inner.changes.lock().await;
+    ) -> Result<(), StoreError> {
+        let _lock = self.inner.changes_of(entry.host.id).lock().await;
         if !self.is_current(entry) {
             return Ok(());
         }
         self.write().remove(&entry.host.id);
-        self.inner.store.apply_host_event(entry.host.id, event, reason).await?;
-        Ok(())
+        if let Some(time) = entry.new_ping_time() {
+            self.inner.store.record_pings(vec![(entry.host.id, time)]).await?;
+        }
+        match event {
+            Some(event) => self.apply(entry, event, reason).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn apply(&self, entry: &Entry, event: HostEvent, reason: &str) -> Result<HostStatus, StoreError> {
+        let host = entry.host.id;
+        let status = self.inner.store.apply_host_event(host, event, reason).await?;
+        let name = entry.host.name.as_str();
+        if status == HostStatus::Alert {
+            warn!(%host, name, %status, reason, "Host in ALERT state");
+        } else {
+            info!(%host, name, %status, reason, "Host status");
+        }
+        Ok(status)
     }
 
     /// Writes the times of the last pings to the store, all in one transaction.
     pub(crate) async fn flush_pings(&self) -> Result<(), StoreError> {
-        let heard = self
-            .entries()
-            .into_iter()
-            .filter(|entry| entry.is_heard_new.swap(false, Ordering::Relaxed));
-        let times = heard.filter_map(|entry| {
-            let seconds = entry.heard.load(Ordering::Relaxed);
-            Some((entry.host.id, OffsetDateTime::from_unix_timestamp(seconds).ok()?))
-        });
-        let times: Vec<_> = times.collect();
+        let entries = self.entries();
+        let times: Vec<_> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.host.id, entry.new_ping_time()?)))
+            .collect();
         if times.is_empty() {
             Ok(())
         } else {
@@ -272,13 +308,15 @@ impl Entry {
     pub(crate) fn new(
         link: u64,
         host: Host,
-        certificate: Option<PresentedCertificate>,
+        peer: IpAddr,
+        certificate: Option<Arc<PresentedCertificate>>,
         mailbox: mpsc::Sender<Box<Outbound>>,
         closer: Closer,
     ) -> Self {
         Self {
             link,
             host,
+            peer,
             certificate,
             mailbox,
             closer,
@@ -296,6 +334,17 @@ impl Entry {
         self.is_up.load(Ordering::Relaxed)
     }
 
+    /// When the agent pinged last, if that was not asked before.
+    fn new_ping_time(&self) -> Option<OffsetDateTime> {
+        let is_new = self.is_heard_new.swap(false, Ordering::Relaxed);
+        let seconds = is_new.then(|| self.heard.load(Ordering::Relaxed))?;
+        OffsetDateTime::from_unix_timestamp(seconds).ok()
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Relaxed)
+    }
+
     pub(crate) async fn send(&self, commands: Vec<Command>, limit: Duration) -> Result<Vec<Answer>, NoAnswer> {
         let longest = commands
             .iter()
@@ -307,8 +356,22 @@ impl Entry {
             _ => limit,
         };
         let (reply, replied) = oneshot::channel();
-        let outbound = Box::new(Outbound { commands, limit, reply });
+        let wanted = commands.len();
+        let deadline = Instant::now() + limit;
+        let outbound = Box::new(Outbound {
+            commands,
+            limit,
+            deadline,
+            reply,
+        });
         self.mailbox.send(outbound).await.map_err(|_| NoAnswer::NotConnected)?;
-        replied.await.unwrap_or(Err(NoAnswer::Disconnected))
+        let answers = replied.await.unwrap_or(Err(NoAnswer::Disconnected))?;
+        if answers.len() == wanted {
+            return Ok(answers);
+        }
+        Err(NoAnswer::WrongNumber {
+            got: answers.len(),
+            wanted,
+        })
     }
 }

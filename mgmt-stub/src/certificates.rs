@@ -1,14 +1,18 @@
 //! Certificates over the agent link: issue, renew (agent-protocol.md §1.5, management.md §13.4).
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use protocol::answer::AnswerBody;
 use protocol::certificate::{SetupCertificateCommand, SetupKeyStoreCommand};
 use protocol::command::Command;
 use protocol::secret::Secret;
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::agents::{Agents, NoAnswer};
+use crate::agents::{Agents, Entry, NoAnswer};
 use crate::ca::{Ca, CsrNames, IssueError, Request, VALIDITY_DAYS};
 use crate::random;
 use crate::settings::Settings;
@@ -17,7 +21,7 @@ use crate::store::id::HostId;
 use crate::store::{Store, StoreError};
 
 /// Waits for one certificate command: as long as these commands say themselves.
-const LIMIT: std::time::Duration = std::time::Duration::from_mins(2);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Gives agents certificates of our CA; cheap to clone.
 #[derive(Clone)]
@@ -31,7 +35,7 @@ pub struct Provision {
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     /// The agent did not answer.
-    #[error("{step}: {source}")]
+    #[error("{step} has no answer")]
     NoAnswer {
         /// Which command.
         step: &'static str,
@@ -39,7 +43,7 @@ pub enum ProvisionError {
         source: NoAnswer,
     },
     /// The agent could not do it.
-    #[error("{step}: the agent answered: {details}")]
+    #[error("{step} was answered: {details}")]
     Refused {
         /// Which command.
         step: &'static str,
@@ -58,12 +62,22 @@ impl Provision {
     /// Asks the agent for a signing request, signs it and sends the certificate back; with `reconnect` the link is then
     /// closed, because the agent uses the certificate only at its next connection.
     ///
+    /// The certificate names what we know: the host, and the address its link comes from. What an agent claims of
+    /// itself does not count, or one could get a certificate for another's address.
+    ///
     /// # Errors
     /// One step failed; the agent goes on with what it has.
     pub async fn provision(&self, id: HostId, reconnect: bool) -> Result<(), ProvisionError> {
-        let host = self.store.host(id).await?.ok_or(StoreError::NoSuchHost(id))?;
-        let csr = self.signing_request(&host).await?;
-        let signed = self.ca.sign_csr(&csr, &request_for(&host), CsrNames::Ignored)?;
+        let step = "SetupKeyStoreCommand";
+        let source = NoAnswer::NotConnected;
+        let entry = self.agents.entry(id).ok_or(ProvisionError::NoAnswer { step, source })?;
+        let request = match &entry.certificate {
+            // Renewed as it is: it was checked when it was issued.
+            Some(shown) => Request::new(entry.host.name.clone(), shown.names.clone(), shown.addresses.clone()),
+            None => Request::new(entry.host.name.clone(), vec![entry.host.name.clone()], vec![entry.peer]),
+        };
+        let csr = self.signing_request(&entry.host).await?;
+        let signed = self.ca.sign_csr(&csr, &request, CsrNames::Ignored)?;
         self.store.record_certificate(&signed, Some(id)).await?;
         let setup = SetupCertificateCommand {
             certificate: Some(signed.certificate.clone()),
@@ -73,7 +87,8 @@ impl Provision {
             ..SetupCertificateCommand::default()
         };
         self.ask(id, "SetupCertificateCommand", Command::new(setup)).await?;
-        info!(host = host.name, serial = %signed.serial, not_after = %signed.not_after, "Certificate provisioned");
+        let name = entry.host.name.as_str();
+        info!(host = %id, name, serial = %signed.serial, not_after = %signed.not_after, "Certificate provisioned");
         if reconnect {
             self.agents.reconnect(id);
         }
@@ -114,31 +129,61 @@ impl Provision {
     }
 }
 
-/// The names and addresses we know of a host; what it asks for itself does not count.
-fn request_for(host: &Host) -> Request {
-    let nics = [&host.private, &host.public, &host.storage];
-    let mut addresses: Vec<_> = nics.iter().filter_map(|nic| nic.ip).collect();
-    addresses.sort();
-    addresses.dedup();
-    Request::new(host.name.clone(), vec![host.name.clone()], addresses)
-}
+/// Renewals at the same time: an agent that does not answer must not hold up the others.
+const AT_ONCE: usize = 16;
 
-/// Renews, every `renewal_check`, the certificates that agents presented and that end within `renewal_period`.
+/// A server that was just started looks at the certificates after this time, then every `renewal_check`.
+const FIRST_CHECK: Duration = Duration::from_mins(1);
+
+/// A new certificate must be good for at least this much longer, or renewing is pointless: the CA itself ends soon.
+const WORTH_IT: time::Duration = time::Duration::days(1);
+
+/// Renews the certificates that agents presented and that end within `renewal_period`.
 pub(crate) async fn renew(provision: Provision, settings: Settings, stopping: CancellationToken) {
+    let mut wait = FIRST_CHECK.min(settings.renewal_check);
     loop {
+        let checked = async {
+            tokio::time::sleep(wait).await;
+            provision.renew_all(settings.renewal_period).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(settings.renewal_check) => {}
+            () = checked => {}
             () = stopping.cancelled() => return,
         }
+        wait = settings.renewal_check;
+    }
+}
+
+impl Provision {
+    async fn renew_all(&self, period: time::Duration) {
         let now = OffsetDateTime::now_utc();
-        for entry in provision.agents.entries() {
-            let ends_soon = entry
-                .certificate
-                .as_ref()
-                .is_some_and(|shown| shown.expires_within(settings.renewal_period, now));
-            if ends_soon && let Err(error) = provision.provision(entry.host.id, true).await {
-                warn!(host = entry.host.name, %error, "Cannot renew a certificate; trying again at the next check");
-            }
+        let ca_ends = self.ca.not_after();
+        if ca_ends < now + 2 * period {
+            error!(%ca_ends, "The CA certificate ends soon; put a new one in its place and restart");
         }
+        let ends_soon = |entry: &Arc<Entry>| {
+            let shown = entry.certificate.as_ref();
+            let ends = shown
+                .filter(|shown| shown.expires_within(period, now))
+                .map(|shown| shown.not_after);
+            entry.is_up() && ends.is_some_and(|ends| ca_ends - ends >= WORTH_IT)
+        };
+        let mut running = JoinSet::new();
+        for entry in self.agents.entries().into_iter().filter(ends_soon) {
+            if running.len() >= AT_ONCE {
+                running.join_next().await;
+            }
+            let provision = self.clone();
+            running.spawn(async move {
+                if let Err(error) = provision.provision(entry.host.id, true).await {
+                    let error = platform::logging::chain(&error).to_string();
+                    warn!(
+                        name = entry.host.name,
+                        error, "Cannot renew a certificate; trying again at the next check"
+                    );
+                }
+            });
+        }
+        while running.join_next().await.is_some() {}
     }
 }

@@ -14,7 +14,7 @@ use protocol::secondary_storage::{
 use protocol::secret::Secret;
 use protocol::session::ReadyCommand;
 use protocol::transfer::{DataStoreRole, DataStoreTO, NfsTO};
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use crate::agents::{Agents, Entry, NoAnswer};
 use crate::random;
@@ -23,15 +23,23 @@ use crate::store::host::HostType;
 use crate::store::image_store::ImageStore;
 use crate::store::{Store, StoreError};
 
+/// For what other SSVMs are told of a new one.
+const OTHERS_LIMIT: Duration = Duration::from_mins(1);
+
 /// Why an agent did not become ready.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotReady {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("ReadyCommand: {0}")]
+    #[error("ReadyCommand has no answer")]
     NoAnswer(#[from] NoAnswer),
-    #[error("the agent is not ready: {0}")]
+    #[error("ReadyCommand was answered: {0}")]
     Refused(String),
+    #[error("{command} was answered with {answer}; a stock server cannot go on either")]
+    WrongClass {
+        command: &'static str,
+        answer: &'static str,
+    },
 }
 
 /// Sets up one agent.
@@ -47,10 +55,10 @@ pub(crate) struct Connect<'a> {
 impl Connect<'_> {
     /// Everything before ReadyCommand. A command that fails is logged and the next one follows: an agent that cannot
     /// mount a store is still of use (agent-protocol.md §5.1).
-    pub(crate) async fn listeners(&self) -> Result<(), StoreError> {
+    pub(crate) async fn listeners(&self) -> Result<(), NotReady> {
         match self.entry.host.host_type {
             HostType::SecondaryStorageVm => self.secondary_storage().await,
-            HostType::ConsoleProxy => self.console_proxy().await,
+            HostType::ConsoleProxy => Ok(self.console_proxy().await?),
         }
     }
 
@@ -105,7 +113,7 @@ impl Connect<'_> {
         }
     }
 
-    async fn secondary_storage(&self) -> Result<(), StoreError> {
+    async fn secondary_storage(&self) -> Result<(), NotReady> {
         let stores = self.store.image_stores(self.entry.host.zone).await?;
         let key = self
             .store
@@ -144,7 +152,7 @@ impl Connect<'_> {
         Ok(())
     }
 
-    async fn set_up_store(&self, store: &ImageStore, key: &str) -> Result<(), StoreError> {
+    async fn set_up_store(&self, store: &ImageStore, key: &str) -> Result<(), NotReady> {
         let setup = SecStorageSetupCommand {
             store: Some(nfs(store)),
             sec_url: Some(store.url.clone()),
@@ -152,48 +160,60 @@ impl Connect<'_> {
             nfs_version: store.nfs_version.clone(),
             ..SecStorageSetupCommand::default()
         };
-        match self.send_or_warn(setup).await.map(|answer| answer.body) {
-            Some(AnswerBody::SecStorageSetup(mounted)) => match mounted.dir {
-                Some(dir) => self.store.set_image_store_parent(store.id, dir).await,
-                None => Ok(()),
-            },
-            _ => Ok(()),
+        let Some(answer) = self.send_or_warn(setup).await else {
+            return Ok(());
+        };
+        let AnswerBody::SecStorageSetup(mounted) = answer.body else {
+            let answer = answer.body.class().name;
+            return Err(NotReady::WrongClass {
+                command: "SecStorageSetupCommand",
+                answer,
+            });
+        };
+        match mounted.dir {
+            Some(dir) if is_directory_name(&dir) => Ok(self.store.set_image_store_parent(store.id, dir).await?),
+            dir => {
+                warn!(
+                    ?dir,
+                    store = store.name,
+                    "The agent mounted a store under an unusable name"
+                );
+                Ok(())
+            }
         }
     }
 
-    /// Copies between SSVMs: the others learn of this one, this one of all others.
+    /// Copies between SSVMs: the others learn of this one, this one of all others. The others have their own pace: one
+    /// that hangs must not keep this one from getting ready.
     async fn firewall(&self) {
-        let host = &self.entry.host;
-        let others = self.agents.others(host, HostType::SecondaryStorageVm);
-        if let Some(address) = host.public.ip {
-            let open = SecStorageFirewallCfgCommand {
-                port_configs: vec![self.open_for(address)],
+        let others = self.agents.others(&self.entry.host, HostType::SecondaryStorageVm);
+        if let Some(address) = self.entry.host.public.ip {
+            let port_configs = vec![copies_from(address)];
+            let command = SecStorageFirewallCfgCommand {
+                port_configs,
                 is_append_ip: true,
             };
-            for other in &others {
-                let command = self.with_log_id(Command::new(open.clone()));
-                if let Err(error) = other.send(vec![command], self.limit()).await {
-                    warn!(%error, other = other.host.name, "Another SSVM did not learn of this one");
-                }
+            let command = self.with_log_id(Command::new(command));
+            for other in others.iter().cloned() {
+                let command = command.clone();
+                let tell = async move {
+                    if let Err(error) = other.send(vec![command], OTHERS_LIMIT).await {
+                        warn!(%error, other = other.host.name, "Another SSVM did not learn of this one");
+                    }
+                };
+                tokio::spawn(tell.in_current_span());
             }
         }
-        let addresses = others.iter().filter_map(|other| other.host.public.ip);
-        let all = addresses.map(|address| self.open_for(address)).collect();
+        let port_configs = others
+            .iter()
+            .filter_map(|other| other.host.public.ip)
+            .map(copies_from)
+            .collect();
         self.send_or_warn(SecStorageFirewallCfgCommand {
-            port_configs: all,
+            port_configs,
             is_append_ip: false,
         })
         .await;
-    }
-
-    fn open_for(&self, address: IpAddr) -> PortConfig {
-        let port = if self.settings.encrypt_copy { "443" } else { "80" };
-        PortConfig {
-            add: true,
-            source_ip: Some(address.to_string()),
-            port: Some(port.into()),
-            intf: Some("eth2".into()),
-        }
     }
 
     async fn console_proxy(&self) -> Result<(), StoreError> {
@@ -263,6 +283,22 @@ pub(crate) fn nfs(store: &ImageStore) -> DataStoreTO {
         uuid: Some(store.uuid.to_string()),
         nfs_version: store.nfs_version.clone(),
     })
+}
+
+/// Opens the copy web server for another SSVM. Copies are not encrypted: there is no setting for that yet.
+fn copies_from(address: IpAddr) -> PortConfig {
+    PortConfig {
+        add: true,
+        source_ip: Some(address.to_string()),
+        port: Some("80".into()),
+        intf: Some("eth2".into()),
+    }
+}
+
+/// One component of a path.
+fn is_directory_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=255).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')
 }
 
 fn same_members(a: &str, b: &str) -> bool {

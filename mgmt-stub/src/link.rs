@@ -80,6 +80,15 @@ impl Link {
         }
     }
 
+    /// The next message if the caller has room for one, else only sends.
+    pub(crate) async fn next_if(&mut self, has_room: bool) -> Result<Option<Vec<u8>>, LinkError> {
+        if has_room {
+            return self.next().await;
+        }
+        self.duplex.flush().await?;
+        Ok(None)
+    }
+
     /// Accepts messages of at most so many bytes.
     pub(crate) fn limit_messages(&mut self, bytes: usize) {
         self.channel.limit_messages(bytes);

@@ -16,10 +16,12 @@ use mgmt_stub::server::{Fixed, Server};
 use mgmt_stub::settings::Settings;
 use mgmt_stub::store::host::Host;
 use mgmt_stub::store::{OpenError, Store};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use platform::{crypto, exit, files, logging, shutdown};
+use protocol::boot::HostList;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tracing::info;
+use tracing::{info, warn};
 
 /// The management server of a zone: keeps the agents of its system VMs.
 ///
@@ -62,14 +64,14 @@ struct Serve {
     listen: SocketAddr,
     /// Address of this server as agents shall use it; may be given several times. Agents with another list are told.
     /// Without it agents keep the list that they were started with.
-    #[arg(long = "host", value_name = "ADDRESS")]
+    #[arg(long = "host", value_name = "ADDRESS", value_parser = one_host)]
     hosts: Vec<String>,
     /// NFS export for templates and snapshots of the zone, such as nfs://10.0.0.5/export; may be given several times.
     /// Once known a store stays known.
-    #[arg(long = "image-store", value_name = "URL")]
+    #[arg(long = "image-store", value_name = "URL", value_parser = nfs_url)]
     image_stores: Vec<String>,
     /// NFS version for the image stores given in this call, such as 4.1.
-    #[arg(long, value_name = "VERSION", requires = "image_stores")]
+    #[arg(long, value_name = "VERSION", requires = "image_stores", value_parser = ["3", "4", "4.0", "4.1", "4.2"])]
     nfs_version: Option<String>,
     /// Seconds between the pings of agents; a silence of two and a half intervals ends a link.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -83,7 +85,7 @@ struct Serve {
     /// Which certificate agents see.
     #[arg(long, value_enum, default_value = "leaf")]
     present: Present,
-    /// Most agents at the same time.
+    /// Most connections at the same time, a tenth of them before registration. Needs as many file descriptors.
     #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
     max_agents: usize,
     /// Threads for the agents' links.
@@ -111,6 +113,46 @@ struct IssueCertificate {
     /// Directory for cloud.crt, cloud.ca.crt and cloud.key.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+}
+
+/// A server as agents shall use it: the protocol's list has no ports.
+fn one_host(text: &str) -> Result<String, String> {
+    match text.parse::<HostList>() {
+        Ok(HostList { hosts, algorithm: None }) if hosts.len() == 1 => Ok(text.to_owned()),
+        Ok(_) => Err("give each server with a --host of its own".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn nfs_url(text: &str) -> Result<String, String> {
+    let wanted = "write it like nfs://10.0.0.5/export/secondary";
+    let (host, path) = text
+        .strip_prefix("nfs://")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or(wanted)?;
+    let is_plain = path.chars().all(|c| c.is_ascii_graphic());
+    if one_host(host).is_err() || path.is_empty() || !is_plain {
+        return Err(wanted.into());
+    }
+    Ok(text.to_owned())
+}
+
+/// Takes as many file descriptors as the system lets us: each agent needs one.
+fn raise_descriptor_limit(max_agents: usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if usize::try_from(limit).is_ok_and(|limit| limit < max_agents + 64) => {
+            warn!(
+                limit,
+                max_agents, "Too few file descriptors for so many agents; raise LimitNOFILE= or ulimit -Hn"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => warn!(%error, "Cannot raise the limit of file descriptors"),
+    }
 }
 
 fn main() -> ExitCode {
@@ -148,6 +190,7 @@ fn open_ca(data_dir: &Path) -> anyhow::Result<Ca> {
 
 async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let stop = shutdown::signal();
+    raise_descriptor_limit(arguments.max_agents);
     let store = Store::open(data_dir).context("opening the database")?;
     let ca = open_ca(data_dir)?;
     for url in &arguments.image_stores {
@@ -159,6 +202,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let settings = Settings {
         ping_interval: Duration::from_secs(arguments.ping_interval),
         max_links: arguments.max_agents,
+        max_strangers: (arguments.max_agents / 10).max(64),
         hosts: arguments.hosts.clone(),
         strictness: if arguments.require_client_certificate {
             Strictness::Required
@@ -254,6 +298,7 @@ fn hosts_table(hosts: &[Host]) -> String {
             host.last_ping.map_or_else(|| "never".into(), ago),
             host.status_reason.clone(),
         ]
+        .map(|cell| cell.escape_debug().to_string())
     });
     let rows: Vec<[String; 8]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| {

@@ -2,24 +2,29 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::KeepAlive;
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use crate::agents::Agents;
+use crate::agents::{Agents, Entry};
 use crate::ca::{Ca, IssueError, Presented};
 use crate::certificates::{self, Provision};
 use crate::client_auth::{self, BadTrustAnchor};
 use crate::hooks::Hooks;
+use crate::host_status::{HostEvent, HostStatus};
 use crate::random;
-use crate::session;
+use crate::session::{self, End};
 use crate::settings::Settings;
+use crate::store::host::Host;
 use crate::store::{Store, StoreError};
 
 /// How long links may take to end when the server stops.
@@ -36,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) server_id: i64,
+    pub(crate) stopping: CancellationToken,
     /// Fixed only by tests that compare whole sessions.
     pub(crate) sequence_base: Option<i64>,
 }
@@ -127,6 +133,7 @@ impl Server {
             hooks,
             tls,
             server_id,
+            stopping: CancellationToken::new(),
             sequence_base,
         };
         Ok(Self {
@@ -167,52 +174,26 @@ impl Server {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let provision = self.provision();
         let Self { listener, shared, .. } = self;
-        let stopping = CancellationToken::new();
         let mut background = JoinSet::new();
-        background.spawn(keep_ping_times(Arc::clone(&shared), stopping.clone()));
+        background.spawn(keep_ping_times(Arc::clone(&shared)));
+        background.spawn(watch_disconnected(Arc::clone(&shared)));
         background.spawn(certificates::renew(
             provision,
             shared.settings.clone(),
-            stopping.clone(),
+            shared.stopping.clone(),
         ));
 
         let mut links = JoinSet::new();
-        let places = Arc::new(Semaphore::new(shared.settings.max_links));
-        tokio::pin!(stop);
-        loop {
-            tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                            warn!(%peer, limit = shared.settings.max_links, "Too many links, closing a new one");
-                            continue;
-                        };
-                        let shared = Arc::clone(&shared);
-                        let span = info_span!("link", %peer);
-                        links.spawn(async move {
-                            let _place = place;
-                            let (entry, end) = session::serve(shared, stream, peer).await;
-                            let name = entry.as_ref().map(|entry| entry.host.name.as_str());
-                            info!(name, reason = platform::logging::chain(&end).to_string(), "Link ended");
-                        }.instrument(span));
-                    }
-                    Err(error) => {
-                        // Out of descriptors, most likely: wait until some links end instead of spinning.
-                        error!(%error, "Cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                Some(_ended) = links.join_next() => {}
-                () = &mut stop => break,
-            }
+        tokio::select! {
+            () = accept_all(&listener, &shared, &mut links) => {}
+            () = stop => {}
         }
         drop(listener);
         info!(links = links.len(), "Stopping");
-        shared.agents.close_all();
-        stopping.cancel();
+        shared.stopping.cancel();
         let ended = tokio::time::timeout(STOP_LIMIT, async {
-            while links.join_next().await.is_some() {}
             while background.join_next().await.is_some() {}
+            while links.join_next().await.is_some() {}
         });
         if ended.await.is_err() {
             warn!(links = links.len(), "Some links did not end in time");
@@ -222,23 +203,127 @@ impl Server {
             .mark_all_disconnected("the management server was stopped")
             .await
         {
-            warn!(%error, "Cannot record that the server stops");
+            warn!(error = chain(&error), "Cannot record that the server stops");
+        }
+    }
+}
+
+async fn accept_all(listener: &TcpListener, shared: &Arc<Shared>, links: &mut JoinSet<()>) {
+    let places = Arc::new(Semaphore::new(shared.settings.max_links));
+    let strangers = Arc::new(Semaphore::new(shared.settings.max_strangers));
+    let mut turned_away = TurnedAway::default();
+    loop {
+        while links.try_join_next().is_some() {}
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: wait until some links end instead of spinning.
+                turned_away.count(|| error!(%error, "Cannot accept connections"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let place = Arc::clone(&places).try_acquire_owned();
+        let (Ok(place), Ok(stranger)) = (place, Arc::clone(&strangers).try_acquire_owned()) else {
+            turned_away.count(|| warn!(%peer, links = links.len(), "Too many links, closing new ones"));
+            continue;
+        };
+        if let Err(error) = setsockopt(&stream, KeepAlive, &true) {
+            warn!(%peer, %error, "Cannot switch on TCP keep-alive");
+        }
+        let link = serve_link(Arc::clone(shared), stream, peer, stranger);
+        links.spawn(
+            async move {
+                link.await;
+                drop(place);
+            }
+            .instrument(info_span!("link", %peer)),
+        );
+    }
+}
+
+async fn serve_link(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, stranger: OwnedSemaphorePermit) {
+    let slot = Arc::new(OnceLock::new());
+    let served = tokio::spawn({
+        let (shared, slot) = (Arc::clone(&shared), Arc::clone(&slot));
+        async move { session::serve(shared, stream, peer, stranger, &slot).await }.in_current_span()
+    });
+    let end = served.await.unwrap_or_else(End::Panicked);
+    let reason = chain(&end);
+    let name = slot.get().map(|entry: &Arc<Entry>| entry.host.name.as_str());
+    match &end {
+        End::Panicked(_) => error!(name, reason, "Link ended by a fault of this program"),
+        _ => info!(name, reason, "Link ended"),
+    }
+    if let Some(entry) = slot.get() {
+        session::record_end(&shared, entry, end.event(), &reason).await;
+    }
+}
+
+/// Says at most once in ten seconds what could fill the log.
+#[derive(Default)]
+struct TurnedAway {
+    last: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn count(&mut self, say: impl FnOnce()) {
+        if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(10)) {
+            self.last = Some(Instant::now());
+            say();
         }
     }
 }
 
 /// Writes ping times now and then, all at once: 10,000 agents must not mean 10,000 transactions a minute.
-async fn keep_ping_times(shared: Arc<Shared>, stopping: CancellationToken) {
+async fn keep_ping_times(shared: Arc<Shared>) {
     loop {
         let is_last = tokio::select! {
             () = tokio::time::sleep(shared.settings.ping_flush) => false,
-            () = stopping.cancelled() => true,
+            () = shared.stopping.cancelled() => true,
         };
         if let Err(error) = shared.agents.flush_pings().await {
-            warn!(%error, "Cannot record ping times");
+            warn!(error = chain(&error), "Cannot record ping times");
         }
         if is_last {
             return;
         }
     }
+}
+
+/// A host that stays Disconnected for long is a matter for a person (management.md §13.3: WaitedTooLong).
+async fn watch_disconnected(shared: Arc<Shared>) {
+    let wait = shared.settings.alert_wait;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait.min(Duration::from_mins(1))) => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        if let Err(error) = raise_alerts(&shared, wait).await {
+            warn!(
+                error = chain(&error),
+                "Cannot look for hosts that are disconnected for long"
+            );
+        }
+    }
+}
+
+async fn raise_alerts(shared: &Shared, wait: Duration) -> Result<(), StoreError> {
+    let now = OffsetDateTime::now_utc();
+    let is_late = |host: &Host| {
+        host.status == HostStatus::Disconnected && host.disconnected.is_some_and(|since| now - since > wait)
+    };
+    for host in shared.store.hosts().await?.iter().filter(|host| is_late(host)) {
+        warn!(host = %host.id, name = host.name, ?wait, "Host in ALERT state: disconnected for too long");
+        let reason = format!("disconnected for more than {wait:?}; before: {}", host.status_reason);
+        shared
+            .store
+            .apply_host_event(host.id, HostEvent::WaitedTooLong, reason)
+            .await?;
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    platform::logging::chain(error).to_string()
 }

@@ -8,11 +8,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use indexmap::IndexMap;
 use protocol::answer::Answer;
 use protocol::command::{Base, Command, CommandBody};
+use protocol::console_proxy::ConsoleAccessAuthenticationCommand;
 use protocol::gson::Charset;
 use protocol::header::{Flags, NO_ID};
 use protocol::message::MAX_MESSAGE;
@@ -21,23 +23,30 @@ use protocol::session::{
     AgentControlAnswer, EchoedPing, PingAnswer, PingCommand, ReadyCommand, StartupAnswer, StartupCommand,
 };
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::agents::{CloseReason, Closer, Entry, Mailbox, NoAnswer, Outbound, mailbox};
 use crate::client_auth::{PresentedCertificate, Strictness, check_peer};
 use crate::connect::{Connect, NotReady};
+use crate::hooks;
 use crate::host_status::HostEvent;
 use crate::link::{Link, LinkError};
 use crate::random;
 use crate::server::Shared;
 use crate::store::StoreError;
-use crate::store::host::{HostNic, HostType, StartupFacts};
+use crate::store::host::{Host, HostNic, HostType, StartupFacts};
 
 /// Messages waiting for the socket; while there are more, nothing new is taken from the mailbox.
 const MAX_OUTGOING: usize = 32;
+
+/// Bytes waiting for the socket, after which nothing more is read; a single message may be longer.
+const MAX_OUTGOING_BYTES: usize = 1 << 20;
+
+/// For a decision on console access: the console proxy waits no longer (§6).
+const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 
 /// Longest first message: a startup command has less than 2 KiB. Whoever has not said who he is gets no 64 MiB of memory.
 const MAX_STARTUP: usize = 64 << 10;
@@ -64,12 +73,14 @@ pub(crate) enum End {
     Silent(Duration),
     #[error("the agent shut down: {0}")]
     Shutdown(String),
-    #[error("this server closed the link: {0:?}")]
+    #[error("{0}")]
     Closed(CloseReason),
-    #[error("not set up: {0}")]
+    #[error("the agent cannot be used")]
     NotReady(#[from] NotReady),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("internal error: {0}")]
+    Panicked(tokio::task::JoinError),
 }
 
 /// A request that waits for its response.
@@ -82,92 +93,119 @@ struct Pending {
 
 struct Session<'a> {
     shared: &'a Arc<Shared>,
+    peer: IpAddr,
     link: Link,
     outgoing: VecDeque<Vec<u8>>,
+    outgoing_bytes: usize,
     pending: BTreeMap<i64, Pending>,
     /// In-sequence requests behind the one that is outstanding: one at a time per agent (§4.7).
     queue: VecDeque<Box<Outbound>>,
     sequence: i64,
-    entry: Option<Arc<Entry>>,
+    /// Set before the registry knows of this link, so that its end always finds it; requests are accepted from then on.
+    entry: &'a OnceLock<Arc<Entry>>,
     /// Why the agent was refused. As upstream, the link stays open until the agent goes or falls silent.
     refusal: Option<String>,
     /// When silence becomes death.
     ping_deadline: Instant,
     /// Setting up, and answers to the agent's questions.
     helpers: JoinSet<Result<Done, End>>,
+    /// The set-up that is running, if one is.
+    setting_up: Option<AbortHandle>,
 }
 
 enum Done {
-    Registered(Arc<Entry>),
+    Found(Box<Host>),
     SetUp,
     Answered(Response),
 }
 
-/// Serves one connection to its end; answers why it ended, for one line in the log.
-pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) -> (Option<Arc<Entry>>, End) {
+/// Serves one connection to its end; answers why it ended, for one line in the log. `slot` is filled at registration.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    stranger: OwnedSemaphorePermit,
+    slot: &OnceLock<Arc<Entry>>,
+) -> End {
     let link = match Link::new(stream, Arc::clone(&shared.tls)) {
         Ok(link) => link,
-        Err(error) => return (None, error.into()),
+        Err(error) => return error.into(),
     };
     let mut session = Session {
+        peer: peer.ip().to_canonical(),
         link,
         outgoing: VecDeque::new(),
+        outgoing_bytes: 0,
         pending: BTreeMap::new(),
         queue: VecDeque::new(),
         sequence: shared.sequence_base.unwrap_or_else(random::sequence_base),
-        entry: None,
+        entry: slot,
         refusal: None,
         ping_deadline: Instant::now() + shared.settings.handshake_limit,
         helpers: JoinSet::new(),
+        setting_up: None,
         shared: &shared,
     };
-    let end = match session.run(peer).await {
-        Ok(never) => match never {},
-        Err(end) => end,
+    let end = tokio::select! {
+        ended = session.run(stranger) => match ended {
+            Ok(never) => match never {},
+            Err(end) => end,
+        },
+        () = shared.stopping.cancelled() => End::Closed(CloseReason::Stopping),
     };
-    let Session { entry, mut helpers, .. } = session;
-    helpers.abort_all();
-    if let Some(entry) = &entry
-        && let Some(event) = event_of(&end)
-        && let Err(error) = shared.agents.unregister(entry, event, &end.to_string()).await
-    {
-        warn!(%error, "Cannot record the end of the link");
-    }
-    (entry, end)
+    // The socket and everybody who waits for an answer first; the database may take its time.
+    let Session { mut helpers, .. } = session;
+    helpers.shutdown().await;
+    end
 }
 
-/// What the end of a link means for its host (agent-protocol.md §4.6).
-fn event_of(end: &End) -> Option<HostEvent> {
-    Some(match end {
-        End::Closed(CloseReason::Replaced) => return None,
-        End::Closed(CloseReason::Reconnect) | End::Shutdown(_) => HostEvent::ShutdownRequested,
-        End::Closed(CloseReason::Stopping) => HostEvent::ManagementServerDown,
-        End::Silent(_) => HostEvent::SystemVmPingTimeout,
-        _ => HostEvent::AgentDisconnected,
-    })
+/// Records the end of a registered link.
+pub(crate) async fn record_end(shared: &Shared, entry: &Entry, event: Option<HostEvent>, reason: &str) {
+    if let Err(error) = shared.agents.unregister(entry, event, reason).await {
+        warn!(error = chain(&error), "Cannot record the end of the link");
+    }
+}
+
+impl End {
+    /// What it means for the host (agent-protocol.md §4.6). `None`: its status is somebody else's business, that of a
+    /// newer link or of the server that stops.
+    pub(crate) fn event(&self) -> Option<HostEvent> {
+        Some(match self {
+            Self::Closed(CloseReason::Replaced | CloseReason::Stopping) => return None,
+            Self::Closed(CloseReason::Reconnect) | Self::Shutdown(_) => HostEvent::ShutdownRequested,
+            Self::Silent(_) => HostEvent::SystemVmPingTimeout,
+            _ => HostEvent::AgentDisconnected,
+        })
+    }
 }
 
 enum Never {}
 
 impl Session<'_> {
-    async fn run(&mut self, peer: SocketAddr) -> Result<Never, End> {
+    async fn run(&mut self, stranger: OwnedSemaphorePermit) -> Result<Never, End> {
         let settings = &self.shared.settings;
         let handshake = timeout(settings.handshake_limit, self.link.handshake());
         handshake
             .await
             .map_err(|_| End::HandshakeTooSlow(settings.handshake_limit))??;
-        let certificate = self.certificate(peer.ip()).await?;
+        let certificate = self.certificate(self.peer).await?;
         self.link.limit_messages(MAX_STARTUP);
         let startup = timeout(settings.startup_limit, self.first_message());
         let (request, startup) = startup.await.map_err(|_| End::NoStartup(settings.startup_limit))??;
 
-        self.link.limit_messages(MAX_MESSAGE);
         // At once, before any check (§4.3): the agent's watchdog is running.
         self.answer_startup(&request, 0, NO_ID);
+        let certificate = certificate.map(Arc::new);
+        self.find_host(startup, certificate.clone());
         let (to_link, mut mailbox) = mailbox();
         let closer = Closer::default();
-        self.register(startup, certificate, to_link, closer.clone());
-        self.work(&mut mailbox, &closer).await
+        let new = NewLink {
+            certificate,
+            to_link,
+            closer: closer.clone(),
+            stranger,
+        };
+        self.work(new, &mut mailbox, &closer).await
     }
 
     async fn certificate(&self, peer: IpAddr) -> Result<Option<PresentedCertificate>, End> {
@@ -190,33 +228,34 @@ impl Session<'_> {
                 break message;
             }
         };
-        match Packet::decode(&message) {
+        match Packet::decode_up_to(&message, MAX_STARTUP) {
             Ok(Packet::Request(request)) => match Startup::of(&request) {
                 Some(startup) => Ok((request, startup)),
                 None => Err(End::NotStartup(names(&request))),
             },
             Ok(Packet::Response(_)) => Err(End::NotStartup("a response".into())),
-            Err(error) => Err(End::NotStartup(error.to_string())),
+            Err(error) => Err(End::NotStartup(chain(&error))),
         }
     }
 
-    async fn work(&mut self, mailbox: &mut Mailbox, closer: &Closer) -> Result<Never, End> {
+    async fn work(&mut self, new: NewLink, mailbox: &mut Mailbox, closer: &Closer) -> Result<Never, End> {
+        let mut new = Some(new);
         self.ping_deadline = Instant::now() + self.patience();
         loop {
             self.send_next()?;
-            let has_room = self.outgoing.len() < MAX_OUTGOING;
+            // An agent that does not read is not read either: its pings would fill our memory with answers.
+            let has_room = self.outgoing.len() < MAX_OUTGOING && self.outgoing_bytes < MAX_OUTGOING_BYTES;
+            let takes_requests = has_room && self.queue.len() < MAX_OUTGOING && self.entry.get().is_some();
             let deadline = self.next_deadline();
             tokio::select! {
-                received = self.link.next() => {
+                received = self.link.next_if(has_room) => {
                     if let Some(message) = received? {
                         self.receive(&message)?;
                     }
                 }
-                Some(outbound) = mailbox.recv(), if has_room => self.send(outbound),
-                Some(done) = self.helpers.join_next() => self.done(done)?,
-                reason = closer.closed() => {
-                    return Err(End::Closed(reason));
-                }
+                Some(outbound) = mailbox.recv(), if takes_requests => self.send(outbound),
+                Some(done) = self.helpers.join_next() => self.done(done, &mut new)?,
+                reason = closer.closed() => return Err(End::Closed(reason)),
                 () = sleep_until(deadline) => self.expire()?,
             }
         }
@@ -231,10 +270,9 @@ impl Session<'_> {
     }
 
     fn next_deadline(&self) -> Instant {
-        self.pending
-            .values()
-            .map(|pending| pending.deadline)
-            .fold(self.ping_deadline, Instant::min)
+        let pending = self.pending.values().map(|pending| pending.deadline);
+        let queued = self.queue.iter().map(|outbound| outbound.deadline);
+        pending.chain(queued).fold(self.ping_deadline, Instant::min)
     }
 
     fn expire(&mut self) -> Result<(), End> {
@@ -249,6 +287,12 @@ impl Session<'_> {
             warn!(sequence, limit = ?expired.limit, "The agent did not answer in time");
             let _ = expired.reply.send(Err(NoAnswer::TimedOut(expired.limit)));
         }
+        let (waiting, expired): (VecDeque<_>, VecDeque<_>) =
+            self.queue.drain(..).partition(|outbound| outbound.deadline > now);
+        self.queue = waiting;
+        for outbound in expired {
+            let _ = outbound.reply.send(Err(NoAnswer::TimedOut(outbound.limit)));
+        }
         self.send_queued();
         Ok(())
     }
@@ -260,9 +304,15 @@ impl Session<'_> {
             let Some(message) = self.outgoing.pop_front() else {
                 break;
             };
+            self.outgoing_bytes -= message.len();
             self.link.send(&message)?;
         }
         Ok(())
+    }
+
+    fn enqueue(&mut self, message: Vec<u8>) {
+        self.outgoing_bytes += message.len();
+        self.outgoing.push_back(message);
     }
 
     fn send(&mut self, outbound: Box<Outbound>) {
@@ -277,6 +327,7 @@ impl Session<'_> {
     fn send_queued(&mut self) {
         while !self.pending.values().any(|pending| pending.in_sequence) {
             match self.queue.pop_front() {
+                Some(outbound) if outbound.reply.is_closed() => {} // nobody waits for it any more
                 Some(outbound) => self.send_now(*outbound, true),
                 None => return,
             }
@@ -284,17 +335,21 @@ impl Session<'_> {
     }
 
     fn send_now(&mut self, outbound: Outbound, in_sequence: bool) {
-        let Some(entry) = &self.entry else { return }; // dropping the reply says: disconnected
+        let Some(entry) = self.entry.get() else { return }; // dropping the reply says: disconnected
         self.sequence += 1;
-        let Outbound { commands, limit, reply } = outbound;
+        let Outbound {
+            commands,
+            limit,
+            deadline,
+            reply,
+        } = outbound;
         let request = Request::from_server(self.sequence, self.shared.server_id, entry.host.id.0, commands);
         let Ok(message) = request.encode(Charset::Ascii) else {
             let _ = reply.send(Err(NoAnswer::TooLong));
             return;
         };
         debug!(sequence = self.sequence, names = names(&request), "Request");
-        self.outgoing.push_back(message);
-        let deadline = Instant::now() + limit;
+        self.enqueue(message);
         self.pending.insert(
             self.sequence,
             Pending {
@@ -308,20 +363,18 @@ impl Session<'_> {
 
     fn respond(&mut self, response: &Response) {
         match response.encode(Charset::Ascii) {
-            Ok(message) => self.outgoing.push_back(message),
-            Err(error) => warn!(%error, "A response cannot be sent"),
+            Ok(message) => self.enqueue(message),
+            Err(error) => warn!(error = chain(&error), "A response cannot be sent"),
         }
     }
 
     fn answer_startup(&mut self, request: &Request, host_id: i64, via: i64) {
-        let ping_interval = i64::try_from(self.shared.settings.ping_interval.as_secs())
-            .unwrap_or(60)
-            .max(1);
+        let ping_interval = i64::try_from(self.shared.settings.ping_interval.as_secs()).unwrap_or(60);
         let answer = Answer::new(StartupAnswer {
             host_id,
             host_name: Some(String::new()),
             host_uuid: Some(String::new()),
-            ping_interval,
+            ping_interval: ping_interval.max(1),
         });
         let response = request.response(vec![answer]).by_server(self.shared.server_id, via);
         self.respond(&response);
@@ -337,14 +390,26 @@ impl Session<'_> {
                 Ok(())
             }
             Err(error) => {
-                warn!(%error, "Message cannot be read, dropping it");
+                warn!(error = chain(&error), "Message cannot be read, dropping it");
                 Ok(())
             }
         }
     }
 
+    /// An answer is ours if its header repeats the request's (§2 "Building a response"): a real server would look for
+    /// any other one at another agent or another server.
     fn response(&mut self, response: Response) {
         let header = response.header;
+        let host_id = self.entry.get().map_or(NO_ID, |entry| entry.host.id.0);
+        let is_ours = !header.flags.contains(Flags::FROM_SERVER)
+            && (header.mgmt_id, header.agent_id) == (self.shared.server_id, host_id);
+        if !is_ours {
+            warn!(
+                ?header,
+                "The header of a response does not repeat that of its request, dropping it"
+            );
+            return;
+        }
         let Some(pending) = self.pending.remove(&header.sequence) else {
             debug!(sequence = header.sequence, "Answer that nobody waits for");
             return;
@@ -354,7 +419,11 @@ impl Session<'_> {
     }
 
     fn request(&mut self, request: &Request) -> Result<(), End> {
-        let Some(entry) = self.entry.clone() else {
+        let is_ping = |command: &Command| matches!(command.body, CommandBody::Ping(_) | CommandBody::PingStorage(_));
+        let Some(entry) = self.entry.get().cloned() else {
+            if self.refusal.is_none() && request.commands.iter().any(is_ping) {
+                self.ping_deadline = Instant::now() + self.patience(); // registration takes long, and it is there
+            }
             debug!(names = names(request), "Request before registration, dropping it");
             return Ok(());
         };
@@ -367,27 +436,26 @@ impl Session<'_> {
             return Ok(());
         }
         if Startup::of(request).is_some() {
-            // On a link that is registered already, two answers follow (§4.3).
+            // On a link that is registered already, two answers follow (§4.3), and everything starts again.
             self.answer_startup(request, 0, NO_ID);
             self.answer_startup(request, host_id, host_id);
-            self.set_up(Arc::clone(&entry));
+            self.set_up(entry, false);
             return Ok(());
         }
         let mut answers = Vec::with_capacity(request.commands.len());
         for command in &request.commands {
             match &command.body {
                 CommandBody::Shutdown(shutdown) => {
-                    return Err(End::Shutdown(
-                        shutdown.reason.clone().unwrap_or_else(|| "no reason given".into()),
-                    ));
+                    let reason = shutdown.reason.as_deref().unwrap_or("no reason given");
+                    return Err(End::Shutdown(printable(reason)));
                 }
-                CommandBody::ConsoleAccessAuthentication(_) => {
-                    self.decide_console_access(&entry, request, command.clone());
+                CommandBody::ConsoleAccessAuthentication(question) => {
+                    self.decide_console_access(request, question.clone());
                     return Ok(());
                 }
                 CommandBody::Ping(ping) => answers.push(self.pinged(&entry, ping, None, &command.base)),
                 CommandBody::PingStorage(storage) => {
-                    answers.push(self.pinged(&entry, &storage.ping, Some(storage), &command.base));
+                    answers.push(self.pinged(&entry, &storage.ping, Some(&storage.changes), &command.base));
                 }
                 CommandBody::ConsoleProxyLoadReport(report) => {
                     self.shared.hooks.console_load(&entry.host, report);
@@ -410,15 +478,18 @@ impl Session<'_> {
         &mut self,
         entry: &Entry,
         ping: &PingCommand,
-        storage: Option<&protocol::session::PingStorageCommand>,
+        changes: Option<&IndexMap<String, bool>>,
         base: &Base,
     ) -> Answer {
         self.ping_deadline = Instant::now() + self.patience();
+        if ping.host_id != entry.host.id.0 {
+            warn!(sent = ping.host_id, host = %entry.host.id, "The agent pings with another host's id");
+        }
         // While it is being set up its host is not Up either, but the startup command is being dealt with.
-        let send_startup = !entry.heard() && self.helpers.is_empty();
+        let send_startup = !entry.heard() && self.setting_up.is_none();
         Answer::new(PingAnswer {
             command: Some(EchoedPing {
-                changes: storage.map(|storage| storage.changes.clone()),
+                changes: changes.cloned(),
                 host_type: ping.host_type,
                 host_id: ping.host_id,
                 out_of_band: ping.out_of_band,
@@ -431,63 +502,92 @@ impl Session<'_> {
         })
     }
 
-    fn decide_console_access(&mut self, entry: &Arc<Entry>, request: &Request, command: Command) {
-        let hooks = Arc::clone(&self.shared.hooks);
-        let host_id = entry.host.id.0;
+    fn decide_console_access(&mut self, request: &Request, question: ConsoleAccessAuthenticationCommand) {
+        let again = question.is_reauthenticating;
+        let host_id = self.entry.get().map_or(NO_ID, |entry| entry.host.id.0);
         let server_id = self.shared.server_id;
         let request = request.clone();
+        let answered = move |answer| request.response(vec![answer]).by_server(server_id, host_id);
         if self.helpers.len() >= MAX_QUESTIONS {
-            let response = request
-                .response(vec![crate::hooks::denied(false)])
-                .by_server(server_id, host_id);
-            self.respond(&response);
+            self.respond(&answered(hooks::denied(again)));
             return;
         }
-        self.helpers.spawn(async move {
-            let CommandBody::ConsoleAccessAuthentication(question) = command.body else {
-                return Ok(Done::SetUp);
+        let hooks = Arc::clone(&self.shared.hooks);
+        let decide = async move {
+            // In a task of its own: a panic in there denies this question and ends nothing else.
+            let decision = tokio::spawn(async move { hooks.console_access(question).await });
+            let answer = match timeout(QUESTION_LIMIT, decision).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) => {
+                    error!(error = error.to_string(), "The decision on console access failed");
+                    hooks::denied(again)
+                }
+                Err(_) => hooks::denied(again),
             };
-            let answer = hooks.console_access(question).await;
-            Ok(Done::Answered(
-                request.response(vec![answer]).by_server(server_id, host_id),
-            ))
-        });
+            Ok(Done::Answered(answered(answer)))
+        };
+        self.helpers.spawn(decide.in_current_span());
     }
 
     // ---- registration ----------------------------------------------------------------------------------------------
 
-    fn register(
-        &mut self,
-        startup: Startup,
-        certificate: Option<PresentedCertificate>,
-        to_link: mpsc::Sender<Box<Outbound>>,
-        closer: Closer,
-    ) {
+    fn find_host(&mut self, startup: Startup, certificate: Option<Arc<PresentedCertificate>>) {
         let shared = Arc::clone(self.shared);
-        self.helpers.spawn(async move {
-            let facts = facts(&shared, startup).await?;
-            let host = shared.store.find_or_create_host(facts).await?;
-            let entry = Arc::new(Entry::new(
-                shared.agents.next_link(),
-                host,
-                certificate,
-                to_link,
-                closer,
-            ));
-            shared.agents.register(Arc::clone(&entry)).await?;
-            Ok(Done::Registered(entry))
-        });
+        let find = async move {
+            let facts = facts(&shared, startup, certificate.as_deref()).await?;
+            let host = shared
+                .store
+                .find_or_create_host(facts)
+                .await
+                .map_err(|error| match error {
+                    StoreError::GuidTaken { .. } => End::Refused(chain(&error)),
+                    error => error.into(),
+                })?;
+            Ok(Done::Found(Box::new(host)))
+        };
+        self.helpers.spawn(find.in_current_span());
     }
 
-    fn set_up(&mut self, entry: Arc<Entry>) {
+    /// The host is found: from here on this link is its link.
+    fn register(&mut self, host: Host, new: NewLink) {
+        let NewLink {
+            certificate,
+            to_link,
+            closer,
+            stranger,
+        } = new;
+        self.link.limit_messages(MAX_MESSAGE);
+        drop(stranger);
+        let link = self.shared.agents.next_link();
+        let entry = Arc::new(Entry::new(link, host, self.peer, certificate, to_link, closer));
+        if self.entry.set(Arc::clone(&entry)).is_ok() {
+            self.set_up(entry, true);
+        }
+    }
+
+    /// Starts setting up, and ends a set-up that is running.
+    fn set_up(&mut self, entry: Arc<Entry>, is_new: bool) {
+        if let Some(running) = self.setting_up.take() {
+            running.abort();
+        }
         let shared = Arc::clone(self.shared);
-        self.helpers.spawn(async move {
+        let log_id = random::log_id();
+        let span = info_span!("set-up", host = %entry.host.id, name = entry.host.name, logid = log_id);
+        let set_up = async move {
+            if is_new {
+                shared.agents.register(Arc::clone(&entry)).await?;
+            } else {
+                shared
+                    .agents
+                    .change_status(&entry, HostEvent::AgentConnected, "agent sent startup again")
+                    .await?;
+            }
             let connect = Connect {
                 store: &shared.store,
                 agents: &shared.agents,
                 settings: &shared.settings,
                 entry: &entry,
-                log_id: random::log_id(),
+                log_id,
             };
             connect.listeners().await?;
             connect.ready().await?;
@@ -497,36 +597,33 @@ impl Session<'_> {
                 .await?;
             connect.ready_again().await;
             Ok(Done::SetUp)
-        });
+        };
+        self.setting_up = Some(self.helpers.spawn(set_up.instrument(span)));
     }
 
-    fn done(&mut self, done: Result<Result<Done, End>, tokio::task::JoinError>) -> Result<(), End> {
-        let done = done.map_err(|error| End::Refused(format!("internal error: {error}")))?;
+    fn done(
+        &mut self,
+        done: Result<Result<Done, End>, tokio::task::JoinError>,
+        new: &mut Option<NewLink>,
+    ) -> Result<(), End> {
         match done {
-            Ok(Done::Registered(entry)) => {
-                info!(host = %entry.host.id, name = entry.host.name, "Agent connected");
-                self.entry = Some(Arc::clone(&entry));
-                self.set_up(entry);
-                Ok(())
-            }
-            Ok(Done::SetUp) => {
-                if let Some(entry) = &self.entry {
-                    info!(host = %entry.host.id, name = entry.host.name, "Agent is ready");
+            Err(error) if error.is_cancelled() => {} // a set-up that was started again
+            Err(error) => return Err(End::Panicked(error)),
+            Ok(Ok(Done::Found(host))) => {
+                if let Some(new) = new.take() {
+                    self.register(*host, new);
                 }
-                Ok(())
             }
-            Ok(Done::Answered(response)) => {
-                self.respond(&response);
-                Ok(())
-            }
-            Err(End::Refused(reason)) => {
+            Ok(Ok(Done::SetUp)) => self.setting_up = None,
+            Ok(Ok(Done::Answered(response))) => self.respond(&response),
+            Ok(Err(End::Refused(reason))) => {
                 warn!(reason, "Agent refused");
                 self.refuse(&reason);
                 self.refusal = Some(reason);
-                Ok(())
             }
-            Err(end) => Err(end),
+            Ok(Err(end)) => return Err(end),
         }
+        Ok(())
     }
 
     /// ReadyCommand with a reason, all ids -1 and, as upstream sends it, without FROM_SERVER (§4.4).
@@ -538,9 +635,18 @@ impl Session<'_> {
         let mut request = Request::from_server(NO_ID, NO_ID, NO_ID, vec![Command::new(ready)]);
         request.header.flags = request.header.flags.with(Flags::FROM_SERVER, false);
         if let Ok(message) = request.encode(Charset::Ascii) {
-            self.outgoing.push_back(message);
+            self.enqueue(message);
         }
     }
+}
+
+/// What becomes a registered link.
+struct NewLink {
+    certificate: Option<Arc<PresentedCertificate>>,
+    to_link: mpsc::Sender<Box<Outbound>>,
+    closer: Closer,
+    /// A place among those who have not said who they are.
+    stranger: OwnedSemaphorePermit,
 }
 
 /// A startup command of one of the two kinds.
@@ -568,70 +674,111 @@ impl Startup {
 /// The architectures a host may have (agent-protocol.md §4.2).
 const ARCHITECTURES: [&str; 4] = ["x86_64", "aarch64", "i686", "s390x"];
 
-/// Longest text of a startup member that is kept.
-const MAX_FACT: usize = 1024;
+/// Longest text of a startup member: a host name has at most 253 bytes (RFC 1035 §2.3.4).
+const MAX_FACT: usize = 255;
+
+/// Longest list of management servers that is kept.
+const MAX_HOST_LIST: usize = 4096;
 
 /// Checks what an agent says of itself.
-async fn facts(shared: &Shared, Startup { host_type, startup }: Startup) -> Result<StartupFacts, End> {
-    let refused = |text: String| End::Refused(text);
-    let required = |value: Option<String>, member: &str| match value {
-        Some(value) if !value.is_empty() && value.len() <= MAX_FACT => Ok(value),
-        Some(value) if !value.is_empty() => Err(refused(format!(
-            "startup member `{member}` is longer than {MAX_FACT} bytes"
-        ))),
-        _ => Err(refused(format!("startup member `{member}` is missing"))),
+async fn facts(
+    shared: &Shared,
+    Startup { host_type, startup }: Startup,
+    certificate: Option<&PresentedCertificate>,
+) -> Result<StartupFacts, End> {
+    let name = required("name", startup.name)?;
+    if !name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    {
+        return Err(End::Refused(format!("{name:?} is not an instance name such as s-1-VM")));
+    }
+    let is_named = |shown: &PresentedCertificate| {
+        shown.names.contains(&name) || shown.subject.split(',').any(|part| part.trim() == format!("CN={name}"))
     };
-    let guid = required(startup.guid, "guid")?;
-    let name = required(startup.name, "name")?;
-    let arch = startup
-        .arch
-        .filter(|arch| !arch.trim().is_empty())
-        .unwrap_or_else(|| "x86_64".into());
-    if !ARCHITECTURES.contains(&arch.as_str()) {
-        return Err(refused(format!(
-            "{name} has CPU architecture {arch:?}; one of {} is expected",
-            ARCHITECTURES.join(", ")
+    if let (Strictness::Required, Some(shown)) = (shared.settings.strictness, certificate)
+        && !is_named(shown)
+    {
+        return Err(End::Refused(format!(
+            "{name} shows the certificate of {}",
+            shown.subject
         )));
     }
-    let zone = required(startup.data_center, "dataCenter")?;
+    let arch = fact("arch", startup.arch)?.unwrap_or_else(|| "x86_64".into());
+    if !ARCHITECTURES.contains(&arch.as_str()) {
+        let known = ARCHITECTURES.join(", ");
+        return Err(End::Refused(format!(
+            "{name} has CPU architecture {arch:?}; one of {known} is expected"
+        )));
+    }
+    let zone = required("dataCenter", startup.data_center)?;
     let Some(zone) = shared.store.find_zone(zone.clone()).await? else {
-        return Err(refused(format!("Host {name} sent incorrect data center: {zone}")));
+        return Err(End::Refused(format!("Host {name} sent incorrect data center: {zone}")));
     };
-    let pod = match startup.pod {
+    let pod = match fact("pod", startup.pod)? {
         Some(pod) => shared.store.find_pod(zone.id, pod).await?,
         None => None,
     };
-    let nic = |ip: Option<String>, mac: Option<String>, netmask: Option<String>| HostNic {
-        ip: ip.and_then(|ip| ip.parse().ok()),
-        mac: mac.filter(|mac| mac.len() <= MAX_FACT),
-        netmask: netmask.filter(|netmask| netmask.len() <= MAX_FACT),
+    let nic = |ip: Option<String>, mac, netmask| {
+        let ip = ip.and_then(|ip| ip.parse().ok());
+        Ok::<_, End>(HostNic {
+            ip,
+            mac: fact("a MAC address", mac)?,
+            netmask: fact("a netmask", netmask)?,
+        })
     };
     Ok(StartupFacts {
-        guid,
-        resource_name: startup.resource_name,
+        guid: required("guid", startup.guid)?,
+        resource_name: fact("resourceName", startup.resource_name)?,
         host_type,
         name,
         zone: zone.id,
         pod: pod.map(|pod| pod.id),
-        version: startup.version.unwrap_or_default(),
+        version: fact("version", startup.version)?.unwrap_or_default(),
         arch,
         private: nic(
             startup.private_ip_address,
             startup.private_mac_address,
             startup.private_netmask,
-        ),
+        )?,
         public: nic(
             startup.public_ip_address,
             startup.public_mac_address,
             startup.public_netmask,
-        ),
+        )?,
         storage: nic(
             startup.storage_ip_address,
             startup.storage_mac_address,
             startup.storage_netmask,
-        ),
-        ms_host_list: startup.ms_host_list,
+        )?,
+        ms_host_list: startup.ms_host_list.filter(|list| list.len() <= MAX_HOST_LIST),
     })
+}
+
+/// A text that may go to logs, tables and terminals; blank counts as absent.
+fn fact(member: &str, value: Option<String>) -> Result<Option<String>, End> {
+    match value.filter(|value| !value.trim().is_empty()) {
+        Some(value) if value.len() > MAX_FACT => Err(End::Refused(format!(
+            "startup: {member} is longer than {MAX_FACT} bytes"
+        ))),
+        Some(value) if value.chars().any(char::is_control) => {
+            Err(End::Refused(format!("startup: {member} has control characters")))
+        }
+        value => Ok(value),
+    }
+}
+
+fn required(member: &str, value: Option<String>) -> Result<String, End> {
+    fact(member, value)?.ok_or_else(|| End::Refused(format!("startup: {member} is missing")))
+}
+
+/// Some words of a peer for logs and tables.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    platform::logging::chain(error).to_string()
 }
 
 fn names(request: &Request) -> String {

@@ -17,10 +17,12 @@ pub struct Settings {
     pub startup_limit: Duration,
     /// `ready.command.wait`: for ReadyCommand; as for all commands the server waits twice as long as it says.
     pub ready_wait: Duration,
-    /// `wait`: for commands that say nothing themselves.
+    /// For commands that say nothing themselves: twice CloudStack's `wait`, as the stock server waits.
     pub default_wait: Duration,
     /// Links at the same time. More are closed at once, before TLS.
     pub max_links: usize,
+    /// Of these, links of peers that have not said yet who they are: strangers cannot take the places of agents.
+    pub max_strangers: usize,
     /// `host`: the addresses of the management servers, as agents should use them. Empty: agents keep what they have.
     pub hosts: Vec<String>,
     /// `indirect.agent.lb.algorithm`.
@@ -31,10 +33,10 @@ pub struct Settings {
     pub strictness: Strictness,
     /// `ca.plugin.root.allow.expired.cert`.
     pub expired: Expired,
-    /// `secstorage.encrypt.copy`.
-    pub encrypt_copy: bool,
     /// `secstorage.allowed.internal.sites`.
     pub allowed_internal_sites: Vec<String>,
+    /// `alert.wait`: a host that is Disconnected for longer becomes Alert.
+    pub alert_wait: Duration,
     /// `ca.framework.background.task.delay`: how often certificates are looked at.
     pub renewal_check: Duration,
     /// `ca.framework.cert.expiry.alert.period`: renewed when they end within this time.
@@ -51,15 +53,16 @@ impl Default for Settings {
             handshake_limit: Duration::from_secs(30),
             startup_limit: Duration::from_mins(1),
             ready_wait: Duration::from_mins(1),
-            default_wait: Duration::from_mins(30),
+            default_wait: Duration::from_hours(1),
             max_links: 20_000,
+            max_strangers: 2_000,
             hosts: Vec::new(),
             lb_algorithm: "static".into(),
             lb_check_interval: Duration::ZERO,
             strictness: Strictness::Optional,
             expired: Expired::Accepted,
-            encrypt_copy: false,
             allowed_internal_sites: Vec::new(),
+            alert_wait: Duration::from_mins(30),
             renewal_check: Duration::from_hours(1),
             renewal_period: time::Duration::days(15),
             ping_flush: Duration::from_secs(10),

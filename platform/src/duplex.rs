@@ -76,6 +76,18 @@ impl Duplex {
         }
     }
 
+    /// Sends all output and reads nothing: for whoever has no room for more input. May be dropped without loss.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            self.stream.writable().await?;
+            self.send()?;
+        }
+        Ok(())
+    }
+
     /// Sends what the kernel takes; answers whether that was all.
     fn send(&mut self) -> io::Result<bool> {
         match self.stream.try_write(&self.output[self.sent..]) {

@@ -167,7 +167,7 @@ impl Answer {
         let value = gson::parse(body).map_err(|error| BadBody::Fatal(error.to_string()))?;
         let read = |(name, content)| match Self::read(name, content)? {
             Some(answer) => Ok(answer),
-            None => Err(BadBody::Fatal(format!("unknown answer class {name}"))),
+            None => Err(BadBody::Fatal(format!("unknown answer class {}", class::shown(name)))),
         };
         class::elements(&value)?.into_iter().map(read).collect()
     }

@@ -66,12 +66,18 @@ pub(crate) fn elements(body: &Value) -> Result<Vec<(&str, &Value)>, BadBody> {
 fn element(element: &Value) -> Result<(&str, &Value), BadBody> {
     match element {
         Value::Object(members) => match members.first() {
-            Some((class, Value::Null)) => Err(BadBody::Fatal(format!("{class} without members"))),
+            Some((class, Value::Null)) => Err(BadBody::Fatal(format!("{} without members", shown(class)))),
             Some((class, content)) => Ok((class, content)),
             None => Err(BadBody::Fatal("an element without a class name".into())),
         },
         _ => Err(BadBody::Fatal("an element that is not an object".into())),
     }
+}
+
+/// A name that a peer chose, for a message: short, and without control characters.
+pub(crate) fn shown(name: &str) -> String {
+    let short: String = name.chars().take(100).collect();
+    format!("{short:?}")
 }
 
 /// Members by class: own, inherited, and those every class has.

@@ -255,7 +255,7 @@ impl Command {
                 base: answer.base.clone(),
                 body: CommandBody::Answer(Box::new(answer)),
             }),
-            None => Err(BadBody::Unreadable(format!("unknown class {name}"))),
+            None => Err(BadBody::Unreadable(format!("unknown class {}", class::shown(name)))),
         }
     }
 

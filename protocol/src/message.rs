@@ -46,17 +46,22 @@ pub enum BadMessage {
     #[error("the body is longer than the {0} bytes that its header announces")]
     LongerThanAnnounced(u32),
     /// The body is longer than we accept.
-    #[error("a body of {0} bytes is longer than the accepted {MAX_BODY}")]
+    #[error("a body of {0} bytes is longer than what is accepted here")]
     TooLong(usize),
 }
 
 impl Message {
     /// Reads a message: all bytes between two chunk ends.
     pub fn decode(message: &[u8]) -> Result<Self, BadMessage> {
+        Self::decode_up_to(message, MAX_BODY)
+    }
+
+    /// The same for a peer of whom only short messages are accepted, compressed or not.
+    pub fn decode_up_to(message: &[u8], max_body: usize) -> Result<Self, BadMessage> {
         let (header, content_length, body) = Header::decode(message)?;
         let body = if header.flags.contains(Flags::COMPRESSED) {
-            decompress(body, content_length)?
-        } else if body.len() > MAX_BODY {
+            decompress(body, content_length, max_body)?
+        } else if body.len() > max_body {
             return Err(BadMessage::TooLong(body.len()));
         } else {
             Body::Text(String::from_utf8_lossy(body).into_owned())
@@ -92,15 +97,14 @@ impl Message {
 }
 
 /// Decompresses at most as many bytes as announced, so that a small message cannot fill the memory.
-fn decompress(body: &[u8], content_length: u32) -> Result<Body, BadMessage> {
+fn decompress(body: &[u8], content_length: u32, max_body: usize) -> Result<Body, BadMessage> {
     let announced = usize::try_from(content_length).unwrap_or(usize::MAX);
-    let limit = announced.min(MAX_BODY);
+    let limit = announced.min(max_body);
     let mut text = Vec::with_capacity(limit.min(body.len().saturating_mul(8)));
-    let read = GzDecoder::new(body)
-        .take(u64::from(content_length).min(64 << 20) + 1)
-        .read_to_end(&mut text);
+    let one_more = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    let read = GzDecoder::new(body).take(one_more).read_to_end(&mut text);
     if text.len() > limit {
-        return Err(if announced > MAX_BODY {
+        return Err(if announced > max_body {
             BadMessage::TooLong(announced)
         } else {
             BadMessage::LongerThanAnnounced(content_length)

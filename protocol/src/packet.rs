@@ -56,6 +56,11 @@ impl Packet {
         Self::read(Message::decode(message)?)
     }
 
+    /// Reads a message of a peer of whom only short ones are accepted.
+    pub fn decode_up_to(message: &[u8], max_body: usize) -> Result<Self, BadPacket> {
+        Self::read(Message::decode_up_to(message, max_body)?)
+    }
+
     /// Reads the body of a message.
     pub fn read(message: Message) -> Result<Self, BadPacket> {
         let Message { header, body } = message;

@@ -1,5 +1,5 @@
-//! Every file under `vectors/agent-protocol` is used: here, or (framing, wire capture, sessions) also over real
-//! sockets in the tests of `agent` and `mgmt-stub`.
+//! Every file under `vectors/agent-protocol` is used: here; framing and wire capture over real sockets in `wire.rs`; the
+//! sessions also by both ends in the tests of `agent` and `mgmt-stub`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;

@@ -414,7 +414,7 @@ fn one_byte_more_is_refused_although_the_message_goes_on() {
     let sender = send_long(Role::Client, theirs, MAX_MESSAGE + 1, Place::Following);
     assert_eq!(ours.next().unwrap(), Some(Event::Established));
     let end = ours.next();
-    assert!(matches!(end, Err(BrokenLink::TooLong)), "{end:?}");
+    assert!(matches!(end, Err(BrokenLink::TooLong(MAX_MESSAGE))), "{end:?}");
     assert!(ours.largest_input <= MAX_INPUT, "{}", ours.largest_input);
     drop(ours);
     sender.join().unwrap();

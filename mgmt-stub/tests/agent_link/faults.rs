@@ -3,20 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::raw::{connect, receive, register, send};
-use crate::support::{LIMIT, TestAgent, TestServer, quick, ssvm};
+use crate::support::raw::{answer_until_ready, connect, receive, register, send, startup};
+use crate::support::{LIMIT, TestAgent, TestServer, quick, ssvm, until};
 use agent::keystore::KeyStore;
 use agent::link::{Link, LinkError};
 use agent::trust::{TrustUnknown, client_config};
 use mgmt_stub::ca::{Ca, Request as CertificateRequest};
 use mgmt_stub::host_status::HostStatus;
 use mgmt_stub::settings::Settings;
-use protocol::answer::Answer;
-use protocol::command::Command;
+use protocol::answer::{Answer, AnswerBody};
+use protocol::command::{Command, CommandBody};
 use protocol::gson::Charset;
 use protocol::message::MAX_MESSAGE;
 use protocol::packet::{Packet, Request};
-use protocol::session::{CheckHealthCommand, PingCommand};
+use protocol::session::{CheckHealthCommand, PingCommand, PingStorageCommand};
 use tempfile::tempdir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -111,7 +111,7 @@ async fn a_silent_agent_is_disconnected_and_one_that_vanishes_raises_an_alert() 
     let server = TestServer::start(
         data.path(),
         Settings {
-            ping_timeout: 1.0,
+            ping_timeout: 3.0,
             ..quick()
         },
     )
@@ -119,7 +119,7 @@ async fn a_silent_agent_is_disconnected_and_one_that_vanishes_raises_an_alert() 
     let mut link = connect(&server).await;
     register(&server, &mut link, 1).await;
     let host = server.host_in(HostStatus::Disconnected).await;
-    assert_eq!(host.status_reason, "no ping for 1s");
+    assert_eq!(host.status_reason, "no ping for 3s");
 
     let mut link = connect(&server).await;
     register(&server, &mut link, 1).await;
@@ -220,6 +220,125 @@ async fn a_client_certificate_of_another_ca_is_refused_and_ours_is_accepted() {
             Err(error) => assert!(!is_good, "{error}"),
         }
     }
+    server.stop().await;
+}
+
+/// Registration crosses two tasks and the database; a link may end at any point of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_end_during_registration_leave_nothing_behind() {
+    let data = tempdir().unwrap();
+    let server = TestServer::start(data.path(), quick()).await;
+    for number in 0..100 {
+        let mut link = connect(&server).await;
+        send(&mut link, &startup(number)).await;
+        tokio::time::sleep(Duration::from_millis(u64::from(number % 12))).await;
+    }
+    until("nobody is connected", || async { server.agents.count() == 0 }).await;
+    let settled = |status| matches!(status, HostStatus::Alert | HostStatus::Creating);
+    until("no host is Connecting", || async {
+        server
+            .store
+            .hosts()
+            .await
+            .unwrap()
+            .iter()
+            .all(|host| settled(host.status))
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_startup_on_a_live_link_is_answered_twice_and_sets_the_agent_up_again() {
+    let data = tempdir().unwrap();
+    let server = TestServer::start(data.path(), quick()).await;
+    let mut link = connect(&server).await;
+    register(&server, &mut link, 1).await;
+    let host = server.host_in(HostStatus::Up).await;
+    send(&mut link, &startup(1)).await;
+    for (via, host_id) in [(-1, 0), (host.id.0, host.id.0)] {
+        let Packet::Response(response) = receive(&mut link).await.unwrap() else {
+            panic!("an answer")
+        };
+        let AnswerBody::Startup(answer) = &response.answers[0].body else {
+            panic!("{response:?}")
+        };
+        assert_eq!((response.header.via, answer.host_id), (via, host_id));
+    }
+    answer_until_ready(&mut link).await;
+    server.host_in(HostStatus::Up).await;
+    assert!(server.agents.is_up(host.id));
+    server.stop().await;
+}
+
+/// Pings without end, and nobody who reads the answers: the server stops reading instead of collecting them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_not_read_is_not_read_either() {
+    let data = tempdir().unwrap();
+    let settings = Settings {
+        ping_timeout: 3.0,
+        ..quick()
+    };
+    let server = TestServer::start(data.path(), settings).await;
+    let mut link = connect(&server).await;
+    register(&server, &mut link, 1).await;
+    let host = server.host_in(HostStatus::Up).await;
+    let changes = (0..4000).map(|number| (format!("storage-{number}"), true)).collect();
+    let ping = PingStorageCommand {
+        changes,
+        ..PingStorageCommand::default()
+    };
+    let ping = Request::from_agent(1, host.id.0, Command::new(ping))
+        .encode(Charset::Utf8)
+        .unwrap();
+    let sent = tokio::time::timeout(LIMIT, async {
+        for count in 0..100_000 {
+            link.send(&ping).unwrap();
+            if link.next_if(false).await.is_err() {
+                return count;
+            }
+        }
+        panic!("the server reads on and on");
+    });
+    sent.await.expect("the server ends the link");
+    let host = server.host_in(HostStatus::Disconnected).await;
+    assert_eq!(host.status_reason, "no ping for 3s");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_stops_at_once_although_strangers_are_connected() {
+    let data = tempdir().unwrap();
+    let server = TestServer::start(data.path(), quick()).await;
+    let silent = TcpStream::connect(server.address).await.unwrap();
+    let unregistered = connect(&server).await;
+    let since = std::time::Instant::now();
+    server.stop().await;
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    drop((silent, unregistered));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_name_for_somebody_elses_terminal_is_refused() {
+    let data = tempdir().unwrap();
+    let server = TestServer::start(data.path(), quick()).await;
+    let mut link = connect(&server).await;
+    let mut request = startup(1);
+    if let CommandBody::StartupSecondaryStorage(ssvm) = &mut request.commands[0].body {
+        ssvm.startup.name = Some("s-1\u{1b}[31mVM".into());
+    }
+    send(&mut link, &request).await;
+    let mut messages = Vec::new();
+    while messages.len() < 2 {
+        messages.push(receive(&mut link).await.unwrap());
+    }
+    let Packet::Request(refusal) = &messages[1] else {
+        panic!("{messages:?}")
+    };
+    let CommandBody::Ready(ready) = &refusal.commands[0].body else {
+        panic!("{refusal:?}")
+    };
+    assert_eq!(ready.details.as_deref(), Some("startup: name has control characters"));
     server.stop().await;
 }
 

@@ -7,6 +7,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::{SUPER, Value};
+use crate::class::shown;
 
 /// Why a value does not fit a struct.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +22,7 @@ pub enum Error {
 
 impl Error {
     fn in_member(self, name: &str) -> Self {
+        let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
         let locate = |text: String| match text.strip_prefix("member `") {
             Some(inner) => format!("member `{name}.{inner}"),
             None => format!("member `{name}`: {text}"),
@@ -38,7 +40,7 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, _expected: &'static [&'static str]) -> Self {
-        Self::UnknownName(format!("{variant:?} is not known"))
+        Self::UnknownName(format!("{} is not known", shown(variant)))
     }
 }
 
@@ -61,7 +63,7 @@ impl<'de> From<'de> {
         Err(Error::Mismatch(match self.0 {
             Value::Null => format!("null where {expected} is expected"),
             Value::Bool(value) => format!("{value} is not {expected}"),
-            Value::Number(text) => format!("{text} is not {expected}"),
+            Value::Number(text) => format!("{text:.40} is not {expected}"),
             Value::String(_) => format!("the text is not {expected}"), // not shown: it may be a secret
             Value::Array(_) => format!("an array is not {expected}"),
             Value::Object(_) => format!("an object is not {expected}"),

@@ -43,22 +43,29 @@ pub(crate) fn startup(number: u32) -> Request {
     Request::startup(0, -1, Command::new(StartupSecondaryStorageCommand { startup }))
 }
 
-/// Answers everything until the server sends no more setup commands: the host is Up then.
+/// Starts up and answers everything: the host is Up then.
 pub(crate) async fn register(server: &TestServer, link: &mut Link, number: u32) {
     send(link, &startup(number)).await;
+    answer_until_ready(link).await;
+    until("the host is Up", || async {
+        let hosts = server.store.hosts().await.unwrap();
+        hosts
+            .iter()
+            .any(|host| host.name == format!("s-{number}-VM") && server.agents.is_up(host.id))
+    })
+    .await;
+}
+
+/// Answers everything up to the second ReadyCommand, which is the last of the set-up.
+pub(crate) async fn answer_until_ready(link: &mut Link) {
     loop {
-        if let Packet::Request(request) = receive(link).await.unwrap() {
-            let response: Response = request.response(vec![Answer::success()]);
-            link.send(&response.encode(Charset::Utf8).unwrap()).unwrap();
-            let has_arch = matches!(
-                &request.commands[0].body,
-                CommandBody::Ready(ready) if ready.arch.is_some()
-            );
-            if has_arch {
-                link.drain().await.unwrap();
-                break;
-            }
+        let Packet::Request(request) = receive(link).await.unwrap() else {
+            continue;
+        };
+        let response: Response = request.response(vec![Answer::success()]);
+        link.send(&response.encode(Charset::Utf8).unwrap()).unwrap();
+        if matches!(&request.commands[0].body, CommandBody::Ready(ready) if ready.arch.is_some()) {
+            return link.drain().await.unwrap();
         }
     }
-    until("the host is Up", || async { server.agents.count() > 0 }).await;
 }
