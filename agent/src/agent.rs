@@ -15,6 +15,7 @@ use crate::execution::{Executor, Finished};
 use crate::hosts::{Backoff, Hosts};
 use crate::keystore::{KeyStore, KeyStoreError};
 use crate::link::{Link, LinkError};
+use crate::properties::Properties;
 use crate::registration::Registration;
 use crate::service::{Question, Server, Service};
 use crate::session::{Lost, Session};
@@ -92,7 +93,9 @@ impl<S: Service> Agent<S> {
     ///
     /// # Errors
     /// The configuration directory cannot be read.
-    pub fn new(config: Config, make_service: impl FnOnce(Server) -> S) -> Result<Self, StartError> {
+    pub fn new(mut config: Config, make_service: impl FnOnce(Server) -> S) -> Result<Self, StartError> {
+        let properties = Properties::load(config.directory.join("agent.properties"))?;
+        config.timing = config.timing.with_properties(&properties);
         let resource = config.startup.resource_name.clone().unwrap_or_default();
         let registration = Registration::load(&config.directory, &resource)?;
         let (questions_to, questions) = mpsc::channel(MAX_QUESTIONS);
@@ -100,11 +103,15 @@ impl<S: Service> Agent<S> {
             questions: questions_to,
         }));
         let (executor, finished) = Executor::new(service, config.workers, Handle::current());
+        let keystore = KeyStore {
+            system_ca: config.system_ca.clone(),
+            ..KeyStore::in_directory(&config.directory)
+        };
         Ok(Self {
             hosts: Hosts::new(config.hosts.clone()),
-            keystore: KeyStore::in_directory(&config.directory),
+            keystore,
             backoff: Backoff::new(config.timing.backoff, config.timing.longest_backoff),
-            check_interval: config.host_check_interval,
+            check_interval: config.timing.host_check,
             config,
             registration,
             executor,
@@ -170,7 +177,10 @@ impl<S: Service> Agent<S> {
                 }
                 Ok(Lost::Silent(limit)) => warn!(?limit, "The management server does not answer pings"),
                 Ok(Lost::Broken(error)) => warn!(error = chain(&error), "Link lost"),
-                Err(error) => warn!(error = chain(&error), "Cannot connect to the management server"),
+                Err(error) => {
+                    warn!(error = chain(&error), "Cannot connect to the management server");
+                    self.hosts.failed();
+                }
             }
             drop(entered);
             if self.wait_before_next_attempt(&mut stop).await {
@@ -184,15 +194,17 @@ impl<S: Service> Agent<S> {
         // Read at every attempt: certificates may arrive or be renewed at any time.
         let identity = self.keystore.load()?;
         let tls = trust::client_config(identity.as_ref(), self.config.trust_unknown)?;
-        let opening = Link::open(host, self.config.port, tls, timing.connect, timing.handshake);
-        let link = tokio::select! {
-            opened = opening => opened?,
-            _ = &mut *stop => return Ok(Lost::Asked),
+        let port = self.config.port;
+        let opening = Link::open(host, port, tls, timing.connect, timing.handshake);
+        let Some(link) = self.while_unconnected(opening, stop).await else {
+            return Ok(Lost::Asked);
         };
+        let link = link?;
+        self.hosts.succeeded();
         self.link += 1;
         info!(has_key_store = identity.is_some(), "Connected");
         let (lost, unsent) = Session::new(self, link, host).serve(stop).await;
-        self.executor.service().disconnected();
+        self.executor.disconnected();
         for finished in unsent {
             self.hold(finished);
         }
@@ -214,18 +226,27 @@ impl<S: Service> Agent<S> {
         self.held.push_back(finished);
     }
 
-    /// Answers whether the agent shall stop. Work goes on meanwhile, and requests of the service are refused at once.
+    /// Answers whether the agent shall stop.
     async fn wait_before_next_attempt(&mut self, stop: &mut oneshot::Receiver<()>) -> bool {
         let mut jitter = [128];
         let _ = getrandom::fill(&mut jitter);
         let delay = self.backoff.next_delay(jitter[0]);
         info!(?delay, "Waiting before the next attempt");
-        let end = tokio::time::sleep(delay);
-        tokio::pin!(end);
+        self.while_unconnected(tokio::time::sleep(delay), stop).await.is_none()
+    }
+
+    /// Waits for something without a link: work goes on, and requests of the service are refused at once. `None`: the
+    /// agent shall stop.
+    async fn while_unconnected<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+        stop: &mut oneshot::Receiver<()>,
+    ) -> Option<T> {
+        tokio::pin!(what);
         loop {
             tokio::select! {
-                () = &mut end => return false,
-                _ = &mut *stop => return true,
+                done = &mut what => return Some(done),
+                _ = &mut *stop => return None,
                 Some(question) = self.questions.recv() => drop(question),
                 Some(finished) = self.finished.recv() => self.hold(finished),
             }

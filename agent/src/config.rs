@@ -6,6 +6,8 @@ use std::time::Duration;
 use protocol::boot::{HostList, Role, SecondaryStorage, SystemVm, VmType};
 use protocol::session::{HostType, StartupCommand};
 
+use crate::keystore::SYSTEM_CA;
+use crate::properties::Properties;
 use crate::trust::TrustUnknown;
 
 /// Which kind of system VM this is.
@@ -40,8 +42,9 @@ pub struct Config {
     pub directory: PathBuf,
     /// What to think of a server as long as there is no key store.
     pub trust_unknown: TrustUnknown,
-    /// Seconds between checks for the preferred server, if set here; it then wins over the server's wish.
-    pub host_check_interval: Option<Duration>,
+    /// Where new CA certificates go for the system's other programs, too; usually
+    /// [`SYSTEM_CA`](crate::keystore::SYSTEM_CA).
+    pub system_ca: Option<PathBuf>,
     /// Time limits.
     pub timing: Timing,
 }
@@ -49,18 +52,20 @@ pub struct Config {
 /// Time limits of the link (agent-protocol.md §1.1, §1.4, §4). Tests shorten them; programs use the default.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Wait after the first failed attempt; the Java agent's `backoff.seconds`.
+    /// Wait after the first failed attempt; property `backoff.seconds`.
     pub backoff: Duration,
     /// Longest wait between attempts.
     pub longest_backoff: Duration,
     /// For a TCP connection. The Java agent leaves it to the system, which takes minutes.
     pub connect: Duration,
-    /// For the TLS handshake; `ssl.handshake.timeout`.
+    /// For the TLS handshake; property `ssl.handshake.timeout`.
     pub handshake: Duration,
     /// For the StartupAnswer; doubled once it was not enough.
     pub startup: Duration,
     /// Intervals without a PingAnswer after which the link counts as dead.
     pub missed_pings: u32,
+    /// Between looks for the preferred server; property `host.lb.check.interval`, which wins over the server's wish.
+    pub host_check: Option<Duration>,
     /// Between the answer to MigrateAgentConnectionCommand and the move.
     pub migrate: Duration,
     /// For a look whether the preferred server listens.
@@ -78,9 +83,38 @@ impl Default for Timing {
             handshake: Duration::from_secs(30),
             startup: Duration::from_mins(3),
             missed_pings: 3,
+            host_check: None,
             migrate: Duration::from_secs(3),
             probe: Duration::from_secs(5),
             farewell: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Longest wait that a number of seconds from outside may mean.
+const MAX_SECONDS: u64 = 24 * 3600;
+
+/// Seconds from a peer or a file: `None` for 0 and less, at most a day.
+pub(crate) fn seconds(value: i64) -> Option<Duration> {
+    let seconds = u64::try_from(value).ok().filter(|seconds| *seconds > 0)?;
+    Some(Duration::from_secs(seconds.min(MAX_SECONDS)))
+}
+
+impl Timing {
+    /// With what an operator has set in `agent.properties` (agent-protocol.md §8).
+    #[must_use]
+    pub fn with_properties(self, properties: &Properties) -> Self {
+        let set = |key| {
+            properties
+                .get(key)
+                .and_then(|value| value.trim().parse().ok())
+                .and_then(seconds)
+        };
+        Self {
+            backoff: set("backoff.seconds").unwrap_or(self.backoff),
+            handshake: set("ssl.handshake.timeout").unwrap_or(self.handshake),
+            host_check: set("host.lb.check.interval").or(self.host_check),
+            ..self
         }
     }
 }
@@ -174,7 +208,7 @@ impl Config {
             workers: usize::from(boot.workers.get()),
             directory,
             trust_unknown: TrustUnknown::Accept,
-            host_check_interval: None,
+            system_ca: Some(SYSTEM_CA.into()),
             timing: Timing::default(),
         })
     }
@@ -226,6 +260,16 @@ mod tests {
     fn a_console_proxy_without_storage_network_reports_its_management_nic_for_storage() {
         let config = boot(include_str!("../../protocol/tests/boot/console-proxy.cmdline")).unwrap();
         insta::assert_debug_snapshot!((config.kind, config.hosts, config.port, config.workers, config.startup));
+    }
+
+    #[test]
+    fn an_operators_properties_win_over_the_defaults() {
+        let properties =
+            Properties::parse(b"backoff.seconds=7\nssl.handshake.timeout=0\nhost.lb.check.interval=99999999");
+        let timing = Timing::default().with_properties(&properties);
+        assert_eq!(timing.backoff, Duration::from_secs(7));
+        assert_eq!(timing.handshake, Duration::from_secs(30), "0 is no time limit");
+        assert_eq!(timing.host_check, Some(Duration::from_hours(24)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use protocol::header::Flags;
 use protocol::packet::{Request, Response};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use crate::service::Service;
 
@@ -16,11 +16,18 @@ use crate::service::Service;
 /// not fill its memory.
 const MAX_WAITING: usize = 1000;
 
+/// KiB of requests that may wait, 256 MiB: a thousand long ones are too many as well.
+const MAX_WAITING_KIB: usize = 256 << 10;
+
+/// Commands in one request. A server sends one, seldom a few; their answers must fit into one message.
+const MAX_COMMANDS: usize = 1000;
+
 /// Carries out requests on the runtime of the service, never on the link's own thread.
 pub(crate) struct Executor<S> {
     service: Arc<S>,
     workers: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    waiting_kib: Arc<Semaphore>,
     runtime: Handle,
     finished: mpsc::Sender<Finished>,
 }
@@ -40,11 +47,13 @@ impl<S: Service> Executor<S> {
         let (finished, to_send) = mpsc::channel(workers.max(1));
         let workers = Arc::new(Semaphore::new(workers.max(1)));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+        let waiting_kib = Arc::new(Semaphore::new(MAX_WAITING_KIB));
         (
             Self {
                 service,
                 workers,
                 waiting,
+                waiting_kib,
                 runtime,
                 finished,
             },
@@ -52,18 +61,37 @@ impl<S: Service> Executor<S> {
         )
     }
 
-    pub(crate) fn service(&self) -> &S {
-        &self.service
+    /// Requests that are waiting or being worked on.
+    pub(crate) fn in_progress(&self) -> usize {
+        MAX_WAITING - self.waiting.available_permits()
     }
 
-    /// Starts a request, or answers that there are too many.
-    pub(crate) fn start(&self, link: u64, request: Request, repeats: bool) -> Option<Response> {
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else {
+    /// Tells the service that the link is lost: beside the link, as everything that the service does.
+    pub(crate) fn disconnected(&self) {
+        let service = Arc::clone(&self.service);
+        self.runtime.spawn(async move { service.disconnected() });
+    }
+
+    /// Starts a request that came in a message of `size` bytes, or answers why not.
+    pub(crate) fn start(&self, link: u64, request: Request, size: usize, repeats: bool) -> Option<Response> {
+        if request.commands.len() > MAX_COMMANDS {
+            let count = request.commands.len();
             warn!(
                 sequence = request.header.sequence,
-                MAX_WAITING, "Too many requests are waiting, refusing one"
+                count, MAX_COMMANDS, "Too many commands in a request"
             );
-            let busy = || Answer::failure(format!("the agent is busy: {MAX_WAITING} requests are waiting"));
+            let text = format!("{count} commands in one request are too many; {MAX_COMMANDS} are accepted");
+            return Some(request.response(vec![Answer::failure(text)]));
+        }
+        let kib = u32::try_from(size / 1024 + 1).unwrap_or(u32::MAX);
+        let place = Arc::clone(&self.waiting).try_acquire_owned();
+        let (Ok(place), Ok(room)) = (place, Arc::clone(&self.waiting_kib).try_acquire_many_owned(kib)) else {
+            let waiting = self.in_progress();
+            warn!(
+                sequence = request.header.sequence,
+                waiting, "Too many requests are waiting, refusing one"
+            );
+            let busy = || Answer::failure(format!("the agent is busy: {waiting} requests are waiting"));
             let answers = request.commands.iter().map(|_| busy()).collect();
             return Some(request.response(answers));
         };
@@ -71,7 +99,7 @@ impl<S: Service> Executor<S> {
         let workers = Arc::clone(&self.workers);
         let finished = self.finished.clone();
         self.runtime.spawn(async move {
-            let _place = place;
+            let _place = (place, room);
             // The semaphore is never closed.
             let Ok(_worker) = workers.acquire().await else { return };
             let response = respond(&service, request).await;
@@ -120,7 +148,7 @@ async fn execute<S: Service>(service: &Arc<S>, command: Command) -> Answer {
             Answer::failure(format!("internal error while executing {name}: {text}"))
         }
     };
-    span.in_scope(|| info!(result = answer.result, elapsed = ?started.elapsed(), "Command executed"));
+    span.in_scope(|| debug!(result = answer.result, elapsed = ?started.elapsed(), "Command executed"));
     answer
 }
 

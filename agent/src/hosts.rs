@@ -11,6 +11,8 @@ pub struct Hosts {
     /// Not to be used now.
     avoided: Vec<String>,
     next: usize,
+    /// Attempts in a row that failed.
+    failures: usize,
 }
 
 impl Hosts {
@@ -20,6 +22,7 @@ impl Hosts {
             list,
             avoided: Vec::new(),
             next: 0,
+            failures: 0,
         }
     }
 
@@ -41,12 +44,7 @@ impl Hosts {
         }
     }
 
-    /// The first host of the list: where the server wants this agent.
-    pub fn preferred(&self) -> Option<&str> {
-        self.list.hosts.first().map(String::as_str)
-    }
-
-    /// The first host that is not to be avoided.
+    /// The first host that is not to be avoided: where the server wants this agent.
     pub fn first_usable(&self) -> Option<&str> {
         self.list
             .hosts
@@ -60,15 +58,34 @@ impl Hosts {
         &self.list
     }
 
-    /// A new list from the server. An empty one changes nothing. Answers whether it is a change.
-    pub fn replace(&mut self, hosts: Vec<String>, algorithm: Option<String>) -> bool {
-        let list = HostList { hosts, algorithm };
-        if list.hosts.is_empty() || list == self.list {
+    /// A new list from the server. Answers whether it is a change.
+    pub fn replace(&mut self, list: HostList) -> bool {
+        if list == self.list {
             return false;
         }
         self.list = list;
         self.next = 0;
         true
+    }
+
+    /// An attempt failed. Once all usable hosts have failed, those to avoid are tried as well: the wish to avoid them may
+    /// be long out of date, and only a server can take it back.
+    pub fn failed(&mut self) {
+        self.failures += 1;
+        let usable = self
+            .list
+            .hosts
+            .iter()
+            .filter(|host| !self.avoided.contains(host))
+            .count();
+        if self.failures >= usable {
+            self.avoided.clear();
+        }
+    }
+
+    /// An attempt succeeded.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
     }
 
     /// Replaces the hosts to avoid.
@@ -141,12 +158,26 @@ mod tests {
     }
 
     #[test]
-    fn a_new_list_starts_at_its_first_host_and_an_empty_one_is_ignored() {
+    fn avoided_hosts_are_tried_once_all_others_have_failed() {
+        let mut some = hosts("a,b,c");
+        some.avoid(vec!["a".into()]);
+        assert_eq!(take(&mut some, 2), ["b", "c"]);
+        some.failed();
+        assert_eq!(some.first_usable(), Some("b"));
+        some.failed();
+        assert_eq!(take(&mut some, 1), ["a"]);
+        some.succeeded();
+        some.avoid(vec!["a".into()]);
+        some.failed();
+        assert_eq!(some.first_usable(), Some("b"), "success starts the count again");
+    }
+
+    #[test]
+    fn a_new_list_starts_at_its_first_host() {
         let mut some = hosts("a,b");
         take(&mut some, 1);
-        assert!(!some.replace(vec![], None));
-        assert!(!some.replace(vec!["a".into(), "b".into()], None));
-        assert!(some.replace(vec!["c".into(), "a".into()], Some("static".into())));
+        assert!(!some.replace("a,b".parse().unwrap()));
+        assert!(some.replace("c,a@static".parse().unwrap()));
         assert_eq!(some.list().to_string(), "c,a@static");
         assert_eq!(take(&mut some, 2), ["c", "a"]);
         some.continue_with("c");

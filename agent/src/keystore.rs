@@ -21,7 +21,7 @@ mod pem;
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -162,13 +162,14 @@ impl KeyStore {
     }
 
     /// Reads what is there now. `None` as long as no CA certificate was imported: then nobody can be told from anybody.
+    /// One that is there and cannot be reached is an error, or else a damaged disk would make us trust everybody.
     pub fn load(&self) -> Result<Option<Identity>, KeyStoreError> {
-        if !self.ca.exists() {
+        if !is_there(&self.ca)? {
             return Ok(None);
         }
         // In the middle of an import we could read a pair that never was.
         let _lock = lock_directory_of(&self.key, File::lock_shared)?;
-        let Some(ca) = read(&self.ca)? else { return Ok(None) };
+        let ca = read(&self.ca)?.ok_or_else(|| cannot("open", &self.ca)(ErrorKind::NotFound.into()))?;
         let own = self.own()?;
         Ok(Some(Identity {
             ca_file: self.ca.clone(),
@@ -287,7 +288,7 @@ impl KeyStore {
 
     /// Stores the pass phrase unless there is one. Says whether there is a file to store it in.
     fn keep_passphrase(&self, offered: &Secret<String>) -> Result<bool, KeyStoreError> {
-        let exists = self.properties.exists();
+        let exists = is_there(&self.properties)?;
         if exists {
             let _ = Properties::edit(&self.properties, |properties| {
                 let is_free = properties.get(PASSPHRASE).is_none_or(|found| found.trim().is_empty());
@@ -427,6 +428,25 @@ fn given_or_present<'a>(name: &'static str, text: &'a str, path: &Path) -> Resul
     if given.is_empty() { read(path) } else { Ok(Some(given)) }
 }
 
+/// A link that leads nowhere is there, and an error.
+fn is_there(path: &Path) -> Result<bool, FileError> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Ok(_) => fs::metadata(path),
+        error => error,
+    };
+    found.map(|_| true).map_err(cannot("look at", path))
+}
+
+fn cannot(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Text<'static>>, KeyStoreError> {
     let limit = u64::try_from(pem::MAX_BYTES).unwrap_or(u64::MAX);
     let Some(bytes) = files::read_limited(path, limit)? else {
@@ -451,5 +471,54 @@ fn fit(chain: &[CertificateDer<'static>], key: &Text<'_>) -> Result<Option<Certi
             origin: key.origin.clone(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use platform::logging::chain;
+
+    use super::*;
+
+    #[test]
+    fn only_a_key_store_that_is_not_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = KeyStore::in_directory(dir.path());
+        let elsewhere = KeyStore::in_directory(dir.path().join("missing"));
+        for absent in [&store, &elsewhere] {
+            assert!(absent.load().unwrap().is_none());
+            assert!(!absent.keep_passphrase(&Secret::default()).unwrap());
+        }
+
+        let problem = |path: &Path, reason: &str| Some(format!("cannot look at {}: {reason}", path.display()));
+        let told = |store: &KeyStore| {
+            let load = store.load().err().map(|error| chain(&error).to_string());
+            let keep = store.keep_passphrase(&Secret::default()).err();
+            (load, keep.map(|error| chain(&error).to_string()))
+        };
+        for (target, reason) in [
+            ("gone", "No such file or directory (os error 2)"),
+            ("loop", "Too many levels of symbolic links (os error 40)"),
+        ] {
+            let link = dir.path().join(target);
+            symlink(if target == "loop" { "loop" } else { "nowhere" }, &link).unwrap();
+            let linked = KeyStore {
+                ca: link.clone(),
+                properties: link.clone(),
+                ..store.clone()
+            };
+            assert_eq!(told(&linked), (problem(&link, reason), problem(&link, reason)));
+        }
+
+        let _ = files::replace(dir.path().join("file"), "", PUBLIC).unwrap();
+        let behind_a_file = KeyStore::in_directory(dir.path().join("file"));
+        let reason = "Not a directory (os error 20)";
+        let wanted = (
+            problem(&behind_a_file.ca, reason),
+            problem(&behind_a_file.properties, reason),
+        );
+        assert_eq!(told(&behind_a_file), wanted);
     }
 }

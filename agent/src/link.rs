@@ -39,6 +39,9 @@ pub enum LinkError {
     },
 }
 
+/// For a TLS alert to leave; enough on any network that works.
+const ALERT_LIMIT: Duration = Duration::from_millis(500);
+
 /// An established link.
 pub struct Link {
     duplex: Duplex,
@@ -83,8 +86,8 @@ impl Link {
                 Ok(Some(_established)) => return Ok(()),
                 Ok(None) => {}
                 Err(error) => {
-                    // The alert tells the server's log why; half a second is enough on any network that works.
-                    let _ = timeout(Duration::from_millis(500), self.drain()).await;
+                    // The alert tells the server's log why.
+                    let _ = timeout(ALERT_LIMIT, self.drain()).await;
                     return Err(error.into());
                 }
             }
@@ -128,6 +131,11 @@ impl Link {
         }
         self.duplex.flush().await?;
         Ok(None)
+    }
+
+    /// Bytes that the kernel has taken so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.duplex.bytes_sent()
     }
 
     /// Whether all that was given is with the kernel.

@@ -101,9 +101,13 @@ fn read_line(file: &Path) -> anyhow::Result<Vec<u8>> {
     if file == Path::new("-") {
         let mut line = Vec::new();
         std::io::stdin()
-            .take(MAX_LINE)
+            .take(MAX_LINE + 1)
             .read_to_end(&mut line)
             .context("reading standard input")?;
+        anyhow::ensure!(
+            u64::try_from(line.len())? <= MAX_LINE,
+            "standard input is longer than {MAX_LINE} bytes"
+        );
         return Ok(line);
     }
     files::read_limited(file, MAX_LINE)?.with_context(|| format!("{} does not exist", file.display()))

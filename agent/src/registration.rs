@@ -42,15 +42,9 @@ impl Registration {
         })
     }
 
-    /// Keeps what a ReadyCommand says of us. Answers whether anything is new.
-    ///
-    /// # Errors
-    /// The file cannot be written; the values count for this run all the same.
-    pub fn accept(&mut self, ready: &ReadyCommand) -> Result<bool, FileError> {
-        let Some(host_id) = ready.host_id.filter(|id| *id > 0) else {
-            return Ok(false);
-        };
-        let is_new = self.host_id != host_id;
+    /// Takes over what a ReadyCommand says of us; answers what is to be kept for the next start.
+    pub fn accept(&mut self, ready: &ReadyCommand) -> Option<Note> {
+        let host_id = ready.host_id.filter(|id| *id > 0)?;
         self.host_id = host_id;
         let id = host_id.to_string();
         let values = [
@@ -58,38 +52,53 @@ impl Registration {
             ("uuid", ready.host_uuid.as_ref()),
             ("name", ready.host_name.as_ref()),
         ];
-        self.write(|properties| {
-            for (name, value) in values {
-                if let Some(value) = value {
-                    properties.set(&format!("{}.{name}", self.resource), value);
-                }
-            }
-        })?;
-        Ok(is_new)
+        let known = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let lines = known.map(|(name, value)| (format!("{}.{name}", self.resource), value.clone()));
+        Some(self.note(lines.collect()))
     }
 
-    /// Keeps a new server list.
-    ///
-    /// # Errors
-    /// The file cannot be written; the list counts for this run all the same.
-    pub fn keep_hosts(&mut self, hosts: &HostList) -> Result<(), FileError> {
+    /// Takes over a new server list; answers what is to be kept for the next start.
+    pub fn accept_hosts(&mut self, hosts: &HostList) -> Note {
         self.hosts = Some(hosts.clone());
-        self.write(|properties| properties.set("host", &hosts.to_string()))
+        self.note(vec![("host".to_owned(), hosts.to_string())])
     }
 
-    /// Forgets zone, pod and cluster: the server has removed this host.
+    /// The server has removed this host: zone, pod and cluster are to be forgotten.
+    pub fn forget_place(&self) -> Note {
+        self.note(
+            ["zone", "pod", "cluster"]
+                .map(|key| (key.to_owned(), String::new()))
+                .into(),
+        )
+    }
+
+    fn note(&self, lines: Vec<(String, String)>) -> Note {
+        Note {
+            file: self.file.clone(),
+            lines,
+        }
+    }
+}
+
+/// Lines for `agent.properties`.
+#[derive(Debug)]
+#[must_use = "nothing is kept before it is written"]
+pub struct Note {
+    file: PathBuf,
+    lines: Vec<(String, String)>,
+}
+
+impl Note {
+    /// Writes them. Blocks: on the disk, and on whoever else is changing the file.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn forget_place(&self) -> Result<(), FileError> {
-        self.write(|properties| {
-            for key in ["zone", "pod", "cluster"] {
-                properties.set(key, "");
+    /// The file cannot be written; the values count for this run all the same.
+    pub fn write(self) -> Result<(), FileError> {
+        let change = |properties: &mut Properties| {
+            for (key, value) in &self.lines {
+                properties.set(key, value);
             }
-        })
-    }
-
-    fn write(&self, change: impl FnOnce(&mut Properties)) -> Result<(), FileError> {
+        };
         Properties::edit(&self.file, change).map(drop)
     }
 }
@@ -110,10 +119,15 @@ mod tests {
             host_name: Some("s-1-VM".into()),
             ..ReadyCommand::default()
         };
-        assert!(first.accept(&ready).unwrap());
-        assert!(!first.accept(&ready).unwrap());
+        first.accept(&ready).unwrap().write().unwrap();
+        assert_eq!(first.host_id, 3);
+        assert!(
+            first.accept(&ReadyCommand::default()).is_none(),
+            "a ReadyCommand without an id changes nothing"
+        );
         first
-            .keep_hosts(&"10.1.1.2,10.1.1.3@roundrobin".parse().unwrap())
+            .accept_hosts(&"10.1.1.2,10.1.1.3@roundrobin".parse().unwrap())
+            .write()
             .unwrap();
         let second = load();
         assert_eq!(second.host_id, 3);

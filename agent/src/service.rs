@@ -21,7 +21,7 @@ pub trait Service: Send + Sync + 'static {
     /// The server casts successful answers to the class it expects (agent-protocol.md §5, §6), so the class matters.
     fn execute(&self, command: Command) -> impl Future<Output = Option<Answer>> + Send;
 
-    /// The link is lost; a new one will follow.
+    /// The link is lost. A new one will follow, unless the program is ending.
     fn disconnected(&self) {}
 }
 

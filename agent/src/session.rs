@@ -9,33 +9,38 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 use protocol::answer::{Answer, AnswerBody};
+use protocol::boot::HostList;
 use protocol::certificate::{
     SetupCertificateAnswer, SetupCertificateCommand, SetupKeyStoreCommand, SetupKeystoreAnswer,
 };
 use protocol::command::{Command, CommandBody};
 use protocol::gson::Charset;
 use protocol::packet::{Packet, Request, Response};
-use protocol::secret::Secret;
 use protocol::session::{
-    HostType, MaintainAnswer, MigrateAgentConnectionAnswer, PingAnswer, PingCommand, PingStorageCommand, ReadyAnswer,
-    ReadyCommand, SetupMSListAnswer, ShutdownCommand, StartupAnswer, StartupProxyCommand,
-    StartupSecondaryStorageCommand,
+    AgentControlAnswer, HostType, MaintainAnswer, MigrateAgentConnectionAnswer, PingAnswer, PingCommand,
+    PingStorageCommand, ReadyAnswer, ReadyCommand, SetupMSListAnswer, ShutdownCommand, StartupAnswer,
+    StartupProxyCommand, StartupSecondaryStorageCommand,
 };
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::agent::{Agent, chain};
-use crate::config::Kind;
+use crate::config::{Kind, seconds};
 use crate::execution::Finished;
-use crate::keystore::Machine;
+use crate::keystore::{Import, KeyStore, KeyStoreError, Machine};
 use crate::link::{Link, LinkError};
+use crate::registration::Note;
 use crate::service::{Question, Service};
 
 /// Messages waiting to be sent; while there are more, finished commands and questions are not taken.
 const MAX_OUTGOING: usize = 32;
+
+/// Messages waiting to be sent, after which nothing more is read: a server that asks and asks but does not read the
+/// answers must not fill our memory.
+const MAX_UNSENT: usize = 1024;
 
 /// Most commands that repeat on one link. Current servers send none (agent-protocol.md §6).
 const MAX_REPEATING: usize = 16;
@@ -90,10 +95,23 @@ pub(crate) struct Session<'a, S> {
     next_check: Option<Instant>,
     notices: mpsc::Receiver<Notice>,
     notify: mpsc::Sender<Notice>,
-    /// Repetitions and probes; aborted with the link.
+    /// Repetitions, probes, work on files; those that can be are aborted with the link.
     helpers: JoinSet<()>,
-    repeating: usize,
-    running: usize,
+    /// Commands that repeat, by sequence, and whether one is running.
+    repeating: HashMap<i64, bool>,
+    /// The look at another server that is under way.
+    probing: Option<AbortHandle>,
+    /// When patience was last renewed for the sake of a long message.
+    bytes_sent: u64,
+}
+
+/// What the link itself says to a command.
+enum LinkAnswer {
+    Answer(Answer),
+    /// And then the agent ends.
+    Last(Answer),
+    /// No answer: the server does not want this agent.
+    Refused(String),
 }
 
 impl<'a, S: Service> Session<'a, S> {
@@ -116,8 +134,9 @@ impl<'a, S: Service> Session<'a, S> {
             notices,
             notify,
             helpers: JoinSet::new(),
-            repeating: 0,
-            running: 0,
+            repeating: HashMap::new(),
+            probing: None,
+            bytes_sent: 0,
         }
     }
 
@@ -143,10 +162,15 @@ impl<'a, S: Service> Session<'a, S> {
         loop {
             self.send_next()?;
             let has_room = self.outgoing.len() < MAX_OUTGOING;
+            let may_read = self.outgoing.len() < MAX_UNSENT;
             let ping_at = self.ping_interval.map(|_| self.next_ping);
             tokio::select! {
-                received = self.link.next() => match received.map_err(Lost::Broken)? {
-                    Some(message) => self.receive(&message)?,
+                received = self.link.next_if(may_read) => match received.map_err(Lost::Broken)? {
+                    Some(message) => {
+                        self.receive(&message)?;
+                        // A server that never stops sending must not keep the timers from running.
+                        tokio::task::yield_now().await;
+                    }
                     None => self.sending = None,
                 },
                 Some(finished) = self.agent.finished.recv(), if has_room => self.finished(finished),
@@ -156,15 +180,33 @@ impl<'a, S: Service> Session<'a, S> {
                         return Ok(lost);
                     }
                 }
+                Some(Err(error)) = self.helpers.join_next() => {
+                    error!(error = error.to_string(), "A task of the link failed");
+                }
                 () = at(ping_at) => self.ping(),
                 () = at(self.next_check) => self.check_preferred(),
-                () = sleep_until(self.patience) => return Ok(match self.ping_interval {
-                    Some(interval) => Lost::Silent(interval * self.agent.config.timing.missed_pings),
-                    None => Lost::NoStartupAnswer,
-                }),
+                () = sleep_until(self.patience) => {
+                    if let Some(lost) = self.out_of_patience() {
+                        return Ok(lost);
+                    }
+                }
                 _ = &mut *stop => return Ok(Lost::Asked),
             }
         }
+    }
+
+    /// Nothing was heard for long. No reason to give up while a long message is visibly on its way: no ping gets past it.
+    fn out_of_patience(&mut self) -> Option<Lost> {
+        let Some(interval) = self.ping_interval else {
+            return Some(Lost::NoStartupAnswer);
+        };
+        let sent = self.link.bytes_sent();
+        if !self.link.is_idle() && sent > self.bytes_sent {
+            self.bytes_sent = sent;
+            self.be_patient();
+            return None;
+        }
+        Some(Lost::Silent(interval * (self.agent.config.timing.missed_pings + 1)))
     }
 
     /// Gives the next message to the link when it has sent the one before.
@@ -179,10 +221,17 @@ impl<'a, S: Service> Session<'a, S> {
                 Outgoing::Request(request) => request.encode(Charset::Ascii),
                 Outgoing::Response(finished) => finished.response.encode(Charset::Ascii),
             };
-            match message {
-                Ok(message) => self.link.send(&message).map_err(|error| Lost::Broken(error.into()))?,
-                Err(error) => self.replace_unsendable(next, &error),
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    self.replace_unsendable(next, &error);
+                    continue;
+                }
+            };
+            if let Outgoing::Response(finished) = next {
+                self.sending = Some(finished); // until it is with the kernel; else it is held for the next link
             }
+            self.link.send(&message).map_err(|error| Lost::Broken(error.into()))?;
         }
         Ok(())
     }
@@ -190,21 +239,26 @@ impl<'a, S: Service> Session<'a, S> {
     /// An answer too long for the protocol becomes one that says so.
     fn replace_unsendable(&mut self, unsendable: Outgoing, error: &dyn std::error::Error) {
         warn!(error = chain(error), "A message cannot be sent");
-        if let Outgoing::Response(mut finished) = unsendable {
-            for answer in &mut finished.response.answers {
-                *answer = Answer::failure(format!("the answer cannot be sent: {}", chain(error)));
-            }
+        let Outgoing::Response(mut finished) = unsendable else {
+            return;
+        };
+        let text = format!("the answer cannot be sent: {}", chain(error));
+        finished.response.answers = finished
+            .response
+            .answers
+            .iter()
+            .map(|_| Answer::failure(text.clone()))
+            .collect();
+        if finished.response.encode(Charset::Ascii).is_ok() {
             self.outgoing.push_front(Outgoing::Response(finished));
         }
     }
 
     fn receive(&mut self, message: &[u8]) -> Result<(), Lost> {
+        self.be_patient();
         match Packet::decode(message) {
-            Ok(Packet::Request(request)) => self.request(request),
-            Ok(Packet::Response(response)) => {
-                self.response(response);
-                Ok(())
-            }
+            Ok(Packet::Request(request)) => self.request(request, message.len()),
+            Ok(Packet::Response(response)) => self.response(response),
             Err(error) => {
                 warn!(error = chain(&error), "Message cannot be read, dropping it");
                 Ok(())
@@ -214,79 +268,80 @@ impl<'a, S: Service> Session<'a, S> {
 
     // ---- requests of the server ------------------------------------------------------------------------------------
 
-    fn request(&mut self, request: Request) -> Result<(), Lost> {
-        let names: Vec<&str> = request
-            .commands
-            .iter()
-            .map(|command| command.body.class().name)
-            .collect();
-        debug!(sequence = request.header.sequence, ?names, "Request");
-        if self.agent.registration.host_id <= 0 && request.header.agent_id > 0 {
+    fn request(&mut self, request: Request, size: usize) -> Result<(), Lost> {
+        let sequence = request.header.sequence;
+        for command in &request.commands {
+            let (class, logid) = (command.body.class().name, command.base.log_id());
+            match &command.body {
+                CommandBody::Bad(bad) => warn!(sequence, error = bad.reason, "Request cannot be read"),
+                _ => debug!(sequence, class, logid, "Request"),
+            }
+        }
+        if request.header.agent_id > 0 {
             self.agent.registration.host_id = request.header.agent_id; // pings need it before ReadyCommand
         }
-        if let [
-            Command {
-                body: CommandBody::SetupKeyStore(setup),
-                ..
-            },
-        ] = request.commands.as_slice()
-            && setup.handle_by_agent
-        {
-            self.setup_keystore(setup.clone(), request);
-            return Ok(());
-        }
         // What belongs to the link is done at once, beside the workers: it must work when they are all busy.
-        if let [command] = request.commands.as_slice()
-            && let Some(done) = self.link_command(command)
-        {
-            let (answer, lost) = done?;
-            self.respond(request.response(vec![answer]));
-            self.after(command, &request);
-            return lost.map_or(Ok(()), Err);
-        }
-        if let Some(refused) = self.agent.executor.start(self.agent.link, request, false) {
-            self.respond(refused);
-        } else {
-            self.running += 1;
+        match request.commands.as_slice() {
+            [command] if is_key_work(command) => self.work_on_keys(command.clone(), request),
+            [command] => match self.link_command(command) {
+                Some(LinkAnswer::Answer(answer)) => {
+                    self.respond(request.response(vec![answer]));
+                    self.after(command, &request);
+                }
+                Some(LinkAnswer::Last(answer)) => {
+                    self.respond(request.response(vec![answer]));
+                    return Err(Lost::ByServer);
+                }
+                Some(LinkAnswer::Refused(reason)) => return Err(Lost::Refused(reason)),
+                None => self.execute(request, size, false),
+            },
+            _ => self.execute(request, size, false),
         }
         Ok(())
     }
 
+    fn execute(&mut self, request: Request, size: usize, repeats: bool) {
+        if let Some(refused) = self.agent.executor.start(self.agent.link, request, size, repeats) {
+            self.respond(refused);
+        }
+    }
+
     /// Commands of the agent layer (agent-protocol.md §4.7); `None`: the service's business.
-    fn link_command(&mut self, command: &Command) -> Option<Result<(Answer, Option<Lost>), Lost>> {
-        let answer = match &command.body {
+    fn link_command(&mut self, command: &Command) -> Option<LinkAnswer> {
+        Some(LinkAnswer::Answer(match &command.body {
             CommandBody::Ready(ready) => match &ready.details {
-                Some(reason) => return Some(Err(Lost::Refused(reason.clone()))),
+                Some(reason) => return Some(LinkAnswer::Refused(reason.clone())),
                 None => self.ready(ready),
             },
-            CommandBody::Shutdown(shutdown) => {
-                return Some(Ok((self.shut_down(shutdown), Some(Lost::ByServer))));
-            }
+            CommandBody::Shutdown(shutdown) => return Some(LinkAnswer::Last(self.shut_down(shutdown))),
             CommandBody::Maintain(_) => Answer::new(MaintainAnswer { will_migrate: true }),
             CommandBody::SetupMSList(list) => {
+                let list = list.clone();
                 self.server_list(
-                    list.ms_list.as_deref(),
-                    list.avoid_ms_list.as_deref(),
-                    list.lb_algorithm.as_deref(),
+                    list.ms_list,
+                    list.avoid_ms_list,
+                    list.lb_algorithm,
                     list.lb_check_interval,
                 );
                 Answer::new(SetupMSListAnswer {})
             }
             CommandBody::MigrateAgentConnection(list) => {
+                let list = list.clone();
                 self.server_list(
-                    list.ms_list.as_deref(),
-                    list.avoid_ms_list.as_deref(),
-                    list.lb_algorithm.as_deref(),
+                    list.ms_list,
+                    list.avoid_ms_list,
+                    list.lb_algorithm,
                     list.lb_check_interval,
                 );
                 Answer::new(MigrateAgentConnectionAnswer {})
             }
-            CommandBody::SetupCertificate(setup) if setup.handle_by_agent => self.setup_certificate(setup),
-            CommandBody::AgentControl(_) => Answer::new(protocol::session::AgentControlAnswer {}),
-            CommandBody::WatchConsoleProxyLoad(_) if self.repeating < MAX_REPEATING => Answer::success(),
+            CommandBody::AgentControl(_) => Answer::new(AgentControlAnswer {}),
+            CommandBody::WatchConsoleProxyLoad(_) if self.repeating.len() < MAX_REPEATING => Answer::success(),
+            CommandBody::WatchConsoleProxyLoad(_) => {
+                Answer::failure(format!("{MAX_REPEATING} commands repeat already on this link"))
+            }
             _ => return None,
-        };
-        Some(Ok((answer, None)))
+        }))
     }
 
     /// What follows once the answer is on its way.
@@ -295,28 +350,29 @@ impl<'a, S: Service> Session<'a, S> {
             CommandBody::Ready(_) if !self.is_ready => self.become_ready(),
             CommandBody::SetupMSList(list) if list.trigger_host_lb == Some(true) => self.check_preferred(),
             CommandBody::MigrateAgentConnection(_) => self.migrate(),
-            CommandBody::WatchConsoleProxyLoad(watch) => {
-                let seconds = u64::try_from(watch.interval).unwrap_or_default().max(1);
-                self.repeat(request.clone(), Duration::from_secs(seconds));
+            CommandBody::WatchConsoleProxyLoad(watch) if self.repeating.len() < MAX_REPEATING => {
+                self.repeat(
+                    request.clone(),
+                    seconds(watch.interval).unwrap_or(Duration::from_secs(1)),
+                );
             }
             _ => {}
         }
     }
 
     fn ready(&mut self, ready: &ReadyCommand) -> Answer {
-        match self.agent.registration.accept(ready) {
-            Ok(true) => info!(host_id = self.agent.registration.host_id, "Registered"),
-            Ok(false) => {}
-            Err(error) => warn!(error = chain(&error), "Cannot keep the host id for the next start"),
+        if let Some(note) = self.agent.registration.accept(ready) {
+            self.keep(note);
         }
         let here = std::env::consts::ARCH;
         if let Some(expected) = ready.arch.as_deref().filter(|expected| *expected != here) {
             warn!(expected, here, "The management server expects another architecture");
         }
+        let ready = ready.clone();
         self.server_list(
-            ready.ms_host_list.as_deref(),
-            ready.avoid_ms_host_list.as_deref(),
-            ready.lb_algorithm.as_deref(),
+            ready.ms_host_list,
+            ready.avoid_ms_host_list,
+            ready.lb_algorithm,
             ready.lb_check_interval,
         );
         Answer::new(ReadyAnswer::default())
@@ -327,45 +383,74 @@ impl<'a, S: Service> Session<'a, S> {
         self.is_ready = true;
         self.agent.transferred = false;
         self.agent.backoff.reset();
-        info!(held = self.agent.held.len(), "Ready");
+        let host_id = self.agent.registration.host_id;
         // Sent again only to the same host row: the sequence means nothing to another one. A server that has given up
         // waiting ignores an unknown sequence (agent-protocol.md §4.6).
-        let host_id = self.agent.registration.host_id;
-        let held = std::mem::take(&mut self.agent.held).into_iter();
-        let still_valid = held.filter(|finished| finished.response.header.agent_id == host_id);
-        self.outgoing.extend(still_valid.map(Outgoing::Response));
+        let (valid, foreign): (Vec<_>, Vec<_>) = std::mem::take(&mut self.agent.held)
+            .into_iter()
+            .partition(|finished| finished.response.header.agent_id == host_id);
+        info!(host_id, held = valid.len(), dropped = foreign.len(), "Ready");
+        self.outgoing.extend(valid.into_iter().map(Outgoing::Response));
     }
 
     fn server_list(
         &mut self,
-        hosts: Option<&[String]>,
-        avoid: Option<&[String]>,
-        algorithm: Option<&str>,
+        hosts: Option<Vec<String>>,
+        avoid: Option<Vec<String>>,
+        algorithm: Option<String>,
         check_interval: Option<i64>,
     ) {
         if let Some(avoid) = avoid {
-            self.agent.hosts.avoid(avoid.to_vec());
+            self.agent.hosts.avoid(avoid);
         }
-        if let Some(hosts) = hosts
-            && self.agent.hosts.replace(hosts.to_vec(), algorithm.map(str::to_owned))
+        // Both are needed for a new list (agent-protocol.md §10).
+        if let (Some(hosts), Some(algorithm)) = (hosts, algorithm)
+            && !hosts.is_empty()
+            && !algorithm.is_empty()
         {
-            info!(hosts = %self.agent.hosts.list(), "New list of management servers");
-            self.agent.preferred_checked = false;
+            self.new_hosts(&hosts, &algorithm);
         }
-        if hosts.is_some_and(|hosts| !hosts.is_empty()) {
-            let list = self.agent.hosts.list().clone();
-            if let Err(error) = self.agent.registration.keep_hosts(&list) {
-                warn!(
-                    error = chain(&error),
-                    "Cannot keep the list of management servers for the next start"
-                );
-            }
-        }
-        if let (Some(seconds), None) = (check_interval, self.agent.config.host_check_interval) {
-            let seconds = u64::try_from(seconds).unwrap_or_default();
-            self.agent.check_interval = (seconds > 0).then(|| Duration::from_secs(seconds));
+        if let (Some(interval), None) = (check_interval, self.agent.config.timing.host_check) {
+            self.agent.check_interval = seconds(interval);
         }
         self.next_check = self.agent.check_interval.map(|interval| Instant::now() + interval);
+    }
+
+    fn new_hosts(&mut self, hosts: &[String], algorithm: &str) {
+        let text = format!("{}@{algorithm}", hosts.join(","));
+        let list = match text.parse::<HostList>() {
+            Ok(list) if list.hosts.len() == hosts.len() => list,
+            Ok(_) => {
+                return warn!(
+                    hosts = text,
+                    "The new list of management servers is ambiguous, ignoring it"
+                );
+            }
+            Err(error) => {
+                return warn!(
+                    error = chain(&error),
+                    "The new list of management servers is wrong, ignoring it"
+                );
+            }
+        };
+        if self.agent.hosts.replace(list.clone()) {
+            info!(hosts = %list, "New list of management servers");
+            self.agent.preferred_checked = false;
+        }
+        let note = self.agent.registration.accept_hosts(&list);
+        self.keep(note);
+    }
+
+    /// Writes to the properties beside the link: others may hold the file.
+    fn keep(&mut self, note: Note) {
+        self.helpers.spawn_blocking(move || {
+            if let Err(error) = note.write() {
+                warn!(
+                    error = chain(&error),
+                    "Cannot keep for the next start what the management server said"
+                );
+            }
+        });
     }
 
     fn shut_down(&mut self, shutdown: &ShutdownCommand) -> Answer {
@@ -376,51 +461,32 @@ impl<'a, S: Service> Session<'a, S> {
             "The management server ends this agent"
         );
         if shutdown.remove_host
-            && let Err(error) = self.agent.registration.forget_place()
+            && let Err(error) = self.agent.registration.forget_place().write()
         {
             return Answer::failure(chain(&error));
         }
         Answer::success()
     }
 
-    /// Beside the link: asking the system for its name may take time.
-    fn setup_keystore(&mut self, setup: SetupKeyStoreCommand, request: Request) {
+    /// SetupKeyStoreCommand and SetupCertificateCommand, beside the link: asking the system for its name takes time, and
+    /// others may hold the files.
+    fn work_on_keys(&mut self, command: Command, request: Request) {
         let keystore = self.agent.keystore.clone();
         let notify = self.notify.clone();
         self.helpers.spawn(async move {
-            let password = setup.keystore_password.unwrap_or_default();
-            let made = Machine::inspect().await.and_then(|machine| {
-                keystore.setup_keystore(&password, setup.validity_days, &machine.fqdn, &machine.addresses)
-            });
-            let answer = match made {
-                Ok(csr) => Answer::new(SetupKeystoreAnswer { csr: Some(csr) }),
-                Err(error) => Answer::failure(chain(&error)),
+            let answer = match command.body {
+                CommandBody::SetupKeyStore(setup) => setup_keystore(keystore, setup).await,
+                CommandBody::SetupCertificate(setup) => setup_certificate(keystore, setup).await,
+                _ => return,
             };
             let _ = notify.send(Notice::Respond(request.response(vec![answer]))).await;
         });
     }
 
-    fn setup_certificate(&mut self, setup: &SetupCertificateCommand) -> Answer {
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let key = setup.private_key.clone().unwrap_or_else(|| Secret::new(String::new()));
-        let certificate = text(&setup.certificate);
-        match self
-            .agent
-            .keystore
-            .setup_certificate(&certificate, &key, &text(&setup.ca_certificates))
-        {
-            Ok(import) => {
-                info!(?import, "Certificate set up; it is used at the next connection");
-                Answer::new(SetupCertificateAnswer {})
-            }
-            Err(error) => Answer::failure(chain(&error)),
-        }
-    }
-
     // ---- repetitions, preferred server, migration ------------------------------------------------------------------
 
     fn repeat(&mut self, request: Request, interval: Duration) {
-        self.repeating += 1;
+        self.repeating.insert(request.header.sequence, false);
         let notify = self.notify.clone();
         self.helpers.spawn(async move {
             loop {
@@ -435,10 +501,12 @@ impl<'a, S: Service> Session<'a, S> {
     fn check_preferred(&mut self) {
         self.next_check = self.agent.check_interval.map(|interval| Instant::now() + interval);
         let shuffled = self.agent.hosts.list().algorithm.as_deref() == Some("shuffle");
-        let Some(preferred) = self.agent.hosts.preferred() else {
+        // The first that is not to be avoided: a server in maintenance still listens.
+        let Some(preferred) = self.agent.hosts.first_usable() else {
             return;
         };
-        if preferred == self.host || self.running > 0 || (shuffled && self.agent.preferred_checked) {
+        let is_busy = self.agent.executor.in_progress() > 0;
+        if preferred == self.host || is_busy || (shuffled && self.agent.preferred_checked) {
             return;
         }
         let preferred = preferred.to_owned();
@@ -461,22 +529,26 @@ impl<'a, S: Service> Session<'a, S> {
         let notify = self.notify.clone();
         let port = self.agent.config.port;
         let limit = self.agent.config.timing.probe;
-        self.helpers.spawn(async move {
+        if let Some(earlier) = self.probing.take() {
+            earlier.abort();
+        }
+        self.probing = Some(self.helpers.spawn(async move {
             tokio::time::sleep(delay).await;
             if let Ok(Ok(_)) = timeout(limit, TcpStream::connect((host.as_str(), port))).await {
                 let _ = notify.send(Notice::Reachable { host, transferred }).await;
             } else {
                 info!(host, port, "The other management server does not listen; staying here");
             }
-        });
+        }));
     }
 
     fn notice(&mut self, notice: Notice) -> Option<Lost> {
         match notice {
             Notice::Repeat(request) => {
-                let refused = self.agent.executor.start(self.agent.link, request, true);
-                if refused.is_none() {
-                    self.running += 1;
+                // One at a time: a service slower than the interval must not fill the queue.
+                let is_running = self.repeating.insert(request.header.sequence, true);
+                if is_running != Some(true) {
+                    self.execute(request, 0, true);
                 }
                 None
             }
@@ -484,7 +556,7 @@ impl<'a, S: Service> Session<'a, S> {
                 self.respond(response);
                 None
             }
-            Notice::Reachable { transferred: false, .. } if self.running > 0 => None,
+            Notice::Reachable { transferred: false, .. } if self.agent.executor.in_progress() > 0 => None,
             Notice::Reachable { host, transferred } => {
                 self.agent.transferred = transferred;
                 Some(Lost::Moving(host))
@@ -495,16 +567,17 @@ impl<'a, S: Service> Session<'a, S> {
     // ---- answers ---------------------------------------------------------------------------------------------------
 
     fn finished(&mut self, finished: Finished) {
-        if finished.link != self.agent.link {
-            if self.is_ready && finished.response.header.agent_id == self.agent.registration.host_id {
-                self.outgoing.push_back(Outgoing::Response(finished));
-            } else {
-                self.agent.hold(finished);
+        let header = finished.response.header;
+        if finished.link == self.agent.link {
+            if let Some(is_running) = self.repeating.get_mut(&header.sequence) {
+                *is_running = false;
             }
-            return;
+            self.outgoing.push_back(Outgoing::Response(finished));
+        } else if self.is_ready && !finished.repeats && header.agent_id == self.agent.registration.host_id {
+            self.outgoing.push_back(Outgoing::Response(finished));
+        } else {
+            self.agent.hold(finished);
         }
-        self.running = self.running.saturating_sub(1);
-        self.outgoing.push_back(Outgoing::Response(finished));
     }
 
     fn respond(&mut self, response: Response) {
@@ -516,53 +589,47 @@ impl<'a, S: Service> Session<'a, S> {
         self.outgoing.push_back(Outgoing::Response(finished));
     }
 
-    fn response(&mut self, response: Response) {
+    fn response(&mut self, response: Response) -> Result<(), Lost> {
         let Some(answer) = response.answers.into_iter().next() else {
-            return;
+            return Ok(());
         };
         match answer.body {
-            AnswerBody::Startup(startup) => self.started(&startup, answer.result, answer.details.as_deref()),
+            AnswerBody::Startup(startup) if answer.result => self.started(&startup),
+            AnswerBody::Startup(_) => {
+                return Err(Lost::Refused(
+                    answer
+                        .details
+                        .unwrap_or_else(|| "StartupAnswer with result=false".into()),
+                ));
+            }
             AnswerBody::Ping(ping) => self.pinged(&ping),
             _ => {
                 let sequence = response.header.sequence;
-                let is_late = self
-                    .asked
-                    .remove(&sequence)
-                    .is_none_or(|waiting| waiting.send(answer).is_err());
-                if is_late {
+                let waiting = self.asked.remove(&sequence);
+                if waiting.is_none_or(|waiting| waiting.send(answer).is_err()) {
                     debug!(sequence, "Answer that nobody waits for");
                 }
             }
         }
+        Ok(())
     }
 
-    fn started(&mut self, startup: &StartupAnswer, accepted: bool, details: Option<&str>) {
+    fn started(&mut self, startup: &StartupAnswer) {
         if self.ping_interval.is_some() {
             return; // a startup on a live link is answered twice (agent-protocol.md §4.3)
-        }
-        if !accepted {
-            warn!(details, "The startup command was answered with a failure");
-            return;
         }
         self.agent.startup_was_late = false;
         if startup.host_id > 0 {
             self.agent.registration.host_id = startup.host_id;
         }
-        // Less than a second, or nonsense, would make us a nuisance.
-        let seconds = u64::try_from(startup.ping_interval)
-            .unwrap_or_default()
-            .clamp(1, 24 * 3600);
-        let interval = Duration::from_secs(seconds);
+        let interval = seconds(startup.ping_interval).unwrap_or(Duration::from_mins(1));
         self.ping_interval = Some(interval);
         self.next_ping = Instant::now() + interval;
-        self.be_patient(interval);
+        self.be_patient();
         info!(?interval, "The management server answers");
     }
 
     fn pinged(&mut self, answer: &PingAnswer) {
-        if let Some(interval) = self.ping_interval {
-            self.be_patient(interval);
-        }
         if let Some(avoid) = &answer.avoid_ms_list {
             self.agent.hosts.avoid(avoid.clone());
         }
@@ -572,9 +639,11 @@ impl<'a, S: Service> Session<'a, S> {
         }
     }
 
-    /// A ping that follows in one interval has until the end of the last allowed one.
-    fn be_patient(&mut self, interval: Duration) {
-        self.patience = Instant::now() + interval * (self.agent.config.timing.missed_pings + 1);
+    /// Something was heard: the next ping, in one interval, and then all that may be missed have time again.
+    fn be_patient(&mut self) {
+        if let Some(interval) = self.ping_interval {
+            self.patience = Instant::now() + interval * (self.agent.config.timing.missed_pings + 1);
+        }
     }
 
     // ---- requests of ours ------------------------------------------------------------------------------------------
@@ -609,7 +678,8 @@ impl<'a, S: Service> Session<'a, S> {
     fn ping(&mut self) {
         let interval = self.ping_interval.unwrap_or(Duration::from_mins(1));
         // At a fixed rate, but never several at once after a suspended machine woke up.
-        self.next_ping = (self.next_ping + interval).max(Instant::now());
+        let (next, now) = (self.next_ping + interval, Instant::now());
+        self.next_ping = if next > now { next } else { now + interval };
         self.asked.retain(|_, waiting| !waiting.is_closed());
         let host_id = self.agent.registration.host_id;
         let ping = |host_type| PingCommand {
@@ -629,7 +699,7 @@ impl<'a, S: Service> Session<'a, S> {
     }
 
     fn ask(&mut self, question: Question) {
-        if !self.is_ready {
+        if !self.is_ready || question.answer.is_closed() {
             return; // dropping the question answers it: not connected
         }
         let sequence = self.next_sequence();
@@ -671,6 +741,68 @@ impl<'a, S: Service> Session<'a, S> {
         } else {
             warn!("Could not say good-bye to the management server");
         }
+    }
+}
+
+fn is_key_work(command: &Command) -> bool {
+    match &command.body {
+        CommandBody::SetupKeyStore(setup) => setup.handle_by_agent,
+        CommandBody::SetupCertificate(setup) => setup.handle_by_agent,
+        _ => false,
+    }
+}
+
+async fn setup_keystore(keystore: KeyStore, setup: SetupKeyStoreCommand) -> Answer {
+    let password = setup.keystore_password.unwrap_or_default();
+    let made = match Machine::inspect().await {
+        Ok(Machine { fqdn, addresses }) => {
+            blocking(move || keystore.setup_keystore(&password, setup.validity_days, &fqdn, &addresses)).await
+        }
+        Err(error) => Err(chain(&error)),
+    };
+    made.map_or_else(Answer::failure, |csr| {
+        Answer::new(SetupKeystoreAnswer { csr: Some(csr) })
+    })
+}
+
+async fn setup_certificate(keystore: KeyStore, setup: SetupCertificateCommand) -> Answer {
+    let certificate = setup.certificate.unwrap_or_default();
+    let ca_certificates = setup.ca_certificates.unwrap_or_default();
+    let key = setup.private_key.unwrap_or_default();
+    match blocking(move || keystore.setup_certificate(&certificate, &key, &ca_certificates)).await {
+        Ok(Import::Done {
+            subject,
+            not_after,
+            commands,
+        }) => {
+            info!(
+                subject,
+                not_after, "Certificate set up; it is used at the next connection"
+            );
+            for command in commands {
+                if let Err(error) = command.run().await {
+                    warn!(
+                        error = chain(&error),
+                        "Could not tell the rest of the system about the CA"
+                    );
+                }
+            }
+            Answer::new(SetupCertificateAnswer {})
+        }
+        Ok(Import::Skipped { missing }) => Answer::failure(format!(
+            "no certificate was sent and {} does not exist",
+            missing.display()
+        )),
+        Err(error) => Answer::failure(error),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KeyStoreError> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| chain(&error)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,6 +1,5 @@
 //! Many simulated agents against the real `mgmt-stub serve` on one core.
 
-use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use agent::keystore::KeyStore;
 use agent::trust::{TrustUnknown, client_config};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use mgmt_stub::ca::{Ca, Presented};
 use mgmt_stub::client_auth::{Expired, Strictness, verifier};
 use platform::exec::{Cmd, Running};
@@ -19,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 
-use crate::machine::{Addresses, Cores, allow_descriptors};
+use crate::machine::{Addresses, Cores, allow_descriptors, fsync_time};
 use crate::process;
 use crate::simulated::{Event, Simulated, Zone};
 use crate::stats::Percentiles;
@@ -86,17 +85,18 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
         .with_context(|| format!("making a directory in {}", args.dir.display()))?;
     let (server_tls, client_tls) = tls_of_both_ends(&program, data.path()).await?;
     let tls = tls::measure(&server_tls, &client_tls)?;
+    let disk = fsync_time(data.path())?;
 
     let port = free_port(addresses.listen())?;
     let (mut running, server) =
         Server::start(&program, data.path(), (addresses.listen(), port).into(), args, cores).await?;
     let measured = tokio::select! {
         measured = observe(args, &server, addresses, port, client_tls) => measured,
-        ended = running.wait() => Err(anyhow::anyhow!("the server ended ({})", ended?)),
+        ended = running.wait() => Err(anyhow!("the server ended ({})", ended?)),
     };
-    let measured = measured.with_context(|| server.end_of_log())?;
+    let measured = measured.map_err(|error| anyhow!("{error:#}; {}", server.end_of_log()))?;
     running.stop(Duration::from_secs(20)).await;
-    table(args, cores, tls, &measured)
+    table(args, cores, tls, disk, &measured)
 }
 
 async fn build() -> anyhow::Result<PathBuf> {
@@ -323,77 +323,58 @@ fn report(error: &anyhow::Error, lost: u32) -> u32 {
     1
 }
 
-fn table(args: &Args, cores: Cores, tls: Cost, measured: &Measured) -> anyhow::Result<String> {
-    ensure!(measured.up > 0, "no agent is Up");
+fn table(args: &Args, cores: Cores, tls: Cost, disk: Percentiles, measured: &Measured) -> anyhow::Result<String> {
     let Measured {
-        to_connect, to_stay, ..
+        up,
+        lost,
+        to_connect,
+        to_stay,
+        ..
     } = measured;
-    let up = f64::from(measured.up);
+    ensure!(*up > 0, "no agent is Up");
     let (connecting, steady) = (measured.connecting.as_secs_f64(), measured.steady.as_secs_f64());
     let percent = |used: Duration| used.as_secs_f64() / steady * 100.0;
-    let latency = measured
-        .latency
-        .map_or_else(|| "-".to_owned(), |latency| latency.to_string());
     let mib = |kib: u32| f64::from(kib) / 1024.0;
-    let each = f64::from(measured.rss_kib.saturating_sub(measured.rss_before_kib)) / up;
+    let each = f64::from(measured.rss_kib.saturating_sub(measured.rss_before_kib)) / f64::from(*up);
     let own = each - tls.kib;
-    let verdict = if own < GOAL_KIB { "met" } else { "MISSED" };
-
-    let mut table = format!(
-        "{} agents, mgmt-stub on core {}, agents on core {}, a ping each {} s, measured for {} s\n",
-        args.agents, cores.server, cores.agents, args.ping_interval, args.duration
-    );
-    let mut row = |what: &str, value: fmt::Arguments<'_>| writeln!(table, "  {what:<34}{value}");
-    row("Up, lost", format_args!("{}, {}", measured.up, measured.lost))?;
-    row(
-        "all Up after",
-        format_args!("{connecting:.1} s, {:.0} agents/s", up / connecting),
-    )?;
-    row(
-        "  server's CPU time",
-        format_args!("{:.1} s", to_connect.server.as_secs_f64()),
-    )?;
-    row(
-        "    of it its database thread",
-        format_args!("{:.1} s", to_connect.store.as_secs_f64()),
-    )?;
-    let handshake = tls.handshake.as_secs_f64();
-    row(
-        "    of it TLS handshakes",
-        format_args!("{:.1} s, {:.0} µs each", up * handshake, handshake * 1e6),
-    )?;
-    row(
-        "  agents' CPU time",
-        format_args!("{:.1} s", to_connect.agents.as_secs_f64()),
-    )?;
-    row(
-        "pings answered",
-        format_args!("{:.0}/s", f64::from(measured.pings) / steady),
-    )?;
-    row("  after", format_args!("{latency}"))?;
-    row(
-        "  server's CPU",
-        format_args!("{:.1} % of one core", percent(to_stay.server)),
-    )?;
-    row(
-        "  agents' CPU",
-        format_args!("{:.1} % of one core", percent(to_stay.agents)),
-    )?;
-    let (before, after) = (mib(measured.rss_before_kib), mib(measured.rss_kib));
-    row(
-        "server's memory before, with all",
-        format_args!("{before:.1} MiB, {after:.1} MiB"),
-    )?;
-    row("  for each agent", format_args!("{each:.1} KiB"))?;
-    let count = tls::CONNECTIONS;
-    row(
-        "    of it TLS",
-        format_args!("{:.1} KiB, mean of {count} connections", tls.kib),
-    )?;
-    row(
-        "    of it own structures",
-        format_args!("{own:.1} KiB; goal: below {GOAL_KIB} KiB, {verdict}"),
-    )?;
-    table.push_str("Memory is RSS, without what the kernel keeps for sockets. No peer to compare with runs here.\n");
-    Ok(table)
+    Ok(format!(
+        "\
+{agents} agents, mgmt-stub on core {server_core}, agents on core {agents_core}, a ping each {interval} s, measured for {steady} s
+  Up, lost                          {up}, {lost}
+  all Up after                      {connecting:.1} s, {rate:.0} agents/s
+    an fsync of this disk           {disk}
+    server's CPU time               {server:.1} s
+      of it its database thread     {store:.1} s
+      of it TLS handshakes          {handshakes:.1} s, {handshake:.0} µs each
+    agents' CPU time                {agents_cpu:.1} s
+  pings answered                    {pings:.0}/s
+    after                           {latency}
+    server's CPU                    {server_percent:.1} % of one core
+    agents' CPU                     {agents_percent:.1} % of one core
+  server's memory before, with all  {before:.1} MiB, {after:.1} MiB
+    for each agent                  {each:.1} KiB
+      of it TLS                     {tls_kib:.1} KiB, mean of {connections} connections
+      of it own structures          {own:.1} KiB; goal: below {GOAL_KIB} KiB, {verdict}
+Memory is RSS, without what the kernel keeps for sockets. No peer to compare with runs here.
+",
+        agents = args.agents,
+        server_core = cores.server,
+        agents_core = cores.agents,
+        interval = args.ping_interval,
+        rate = f64::from(*up) / connecting,
+        server = to_connect.server.as_secs_f64(),
+        store = to_connect.store.as_secs_f64(),
+        handshakes = f64::from(*up) * tls.handshake.as_secs_f64(),
+        handshake = tls.handshake.as_secs_f64() * 1e6,
+        agents_cpu = to_connect.agents.as_secs_f64(),
+        pings = f64::from(measured.pings) / steady,
+        latency = measured.latency.map_or_else(|| "-".to_owned(), |latency| latency.to_string()),
+        server_percent = percent(to_stay.server),
+        agents_percent = percent(to_stay.agents),
+        before = mib(measured.rss_before_kib),
+        after = mib(measured.rss_kib),
+        tls_kib = tls.kib,
+        connections = tls::CONNECTIONS,
+        verdict = if own < GOAL_KIB { "met" } else { "MISSED" },
+    ))
 }

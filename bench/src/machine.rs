@@ -1,12 +1,17 @@
-//! What a measurement needs of this machine: descriptors, ports, cores.
+//! What a measurement needs of this machine: descriptors, ports, cores, a disk.
 
 use std::fs;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
+
+use crate::stats::Percentiles;
 
 /// Allows this process, and those it starts, as many descriptors as it may have.
 pub(crate) fn allow_descriptors(needed: u64) -> anyhow::Result<()> {
@@ -85,6 +90,20 @@ fn ports_in(range: &str) -> Option<u32> {
     let mut ends = range.split_ascii_whitespace().map(str::parse::<u32>);
     let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
     Some(last.checked_sub(first)? + 1)
+}
+
+/// How long this disk takes to keep a little more of a file.
+pub(crate) fn fsync_time(dir: &Path) -> anyhow::Result<Percentiles> {
+    let mut file = tempfile::tempfile_in(dir).with_context(|| format!("making a file in {}", dir.display()))?;
+    let mut sync = || {
+        let started = Instant::now();
+        file.write_all(&[0; 4096])?;
+        file.sync_data()?;
+        Ok(started.elapsed())
+    };
+    let samples: io::Result<Vec<Duration>> = (0..200).map(|_| sync()).collect();
+    let samples = samples.with_context(|| format!("writing to {}", dir.display()))?;
+    Percentiles::of(samples).context("200 samples are some")
 }
 
 #[cfg(test)]

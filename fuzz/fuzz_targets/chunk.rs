@@ -1,4 +1,5 @@
-//! Chunk headers and TLS records. What must hold is in `protocol/tests/fuzz_targets/mod.rs`; how to run and seed it in `fuzz/README.md`.
+//! Chunk headers and TLS records. What must hold is in `protocol/tests/fuzz_targets/mod.rs`; how to run it, and how
+//! to seed it with real input, is in `fuzz/README.md`.
 #![no_main]
 
 #[path = "../../protocol/tests/fuzz_targets/mod.rs"]

@@ -251,6 +251,7 @@ impl Session<'_> {
                 received = self.link.next_if(has_room) => {
                     if let Some(message) = received? {
                         self.receive(&message)?;
+                        tokio::task::yield_now().await; // one agent that never stops sending is not alone
                     }
                 }
                 Some(outbound) = mailbox.recv(), if takes_requests => self.send(outbound),

@@ -3,16 +3,21 @@
 //! One thread owns the connection; callers send it closures and await the answer. So there is one writer, statements
 //! never wait for each other inside SQLite, and no async thread ever waits for a disk. All SQL of the program lives in
 //! this module and the modules below it.
+//!
+//! The disk is what takes time, so all that was asked meanwhile shares one commit. Each writer has a savepoint of its
+//! own, which a failure or a panic undoes; nobody is answered before the commit. Then come those who only read.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
+use std::mem;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::host_status::Rejected;
@@ -40,6 +45,8 @@ const MIGRATIONS: Migrations = &[(1, include_str!("store/migrations/0001_zones_a
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.
 const QUEUE_LEN: usize = 256;
+/// Jobs that share a commit. The first of them waits for the last, so not without a limit.
+const BATCH_LEN: usize = 256;
 /// For another program's lock, such as a backup's. Nothing of ours holds one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -84,10 +91,13 @@ pub enum OpenError {
 /// Why a question was not answered. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Shared by all who waited for the same commit.
     #[error("the database refused")]
-    Sql(#[from] rusqlite::Error),
+    Sql(#[source] Arc<rusqlite::Error>),
     #[error("the database thread has ended")]
     Stopped,
+    #[error("this program failed while it used the database, which undid it; please report the panic in the log")]
+    Panicked,
     #[error("there is no host {0}")]
     NoSuchHost(HostId),
     #[error(transparent)]
@@ -96,11 +106,32 @@ pub enum StoreError {
     GuidTaken { guid: String, host: HostId, kind: HostType },
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(Arc::new(error))
+    }
+}
+
+/// Something asked of the database, of any type of answer.
+trait Job: Send {
+    fn writes(&self) -> bool;
+    /// Keeps the answer for later. A second call does nothing.
+    fn run(&mut self, transaction: &Transaction<'_>);
+    fn error(&self) -> Option<&StoreError>;
+    fn answer(self: Box<Self>, committed: Result<(), Arc<rusqlite::Error>>);
+}
+
+struct Question<W, T> {
+    writes: bool,
+    /// `None` once it ran.
+    work: Option<W>,
+    result: Result<T, StoreError>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+}
 
 struct Shared {
     /// `None` only while dropping.
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -152,10 +183,14 @@ impl Store {
     }
 
     fn start(mut connection: Connection, lock: Option<File>) -> Result<Self, OpenError> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LEN);
+        let (jobs, mut queue) = mpsc::channel::<Box<dyn Job>>(QUEUE_LEN);
         let work = move || {
-            while let Some(job) = queue.blocking_recv() {
-                job(&mut connection);
+            while let Some(first) = queue.blocking_recv() {
+                let others = std::iter::from_fn(|| queue.try_recv().ok());
+                let batch = std::iter::once(first).chain(others).take(BATCH_LEN);
+                let (writers, readers) = batch.partition(|job| job.writes());
+                transact(&mut connection, TransactionBehavior::Immediate, writers);
+                transact(&mut connection, TransactionBehavior::Deferred, readers);
             }
             drop(connection);
             // Last, so that whoever gets the lock finds the file closed. Said aloud, because a program that is just being
@@ -172,32 +207,35 @@ impl Store {
         })
     }
 
-    /// One transaction. Taking the write lock at its begin means that it can wait, but never fails half-way for a lock.
+    /// All or nothing. `work` sees what writers before it did, and has to go through `?` with SQLite's errors.
     async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.run(TransactionBehavior::Immediate, work).await
+        self.ask(true, work).await
     }
 
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.run(TransactionBehavior::Deferred, work).await
+        self.ask(false, work).await
     }
 
-    async fn run<T: Send + 'static>(
+    async fn ask<T: Send + 'static>(
         &self,
-        behavior: TransactionBehavior,
+        writes: bool,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            answer.send(transact(connection, behavior, work)).ok(); // the caller may have stopped waiting
-        });
+        let question = Question {
+            writes,
+            work: Some(work),
+            result: Err(StoreError::Stopped),
+            answer,
+        };
         let jobs = self.shared.jobs.as_ref().ok_or(StoreError::Stopped)?;
-        jobs.send(job).await.map_err(|_| StoreError::Stopped)?;
+        jobs.send(Box::new(question)).await.map_err(|_| StoreError::Stopped)?;
         answered.await.map_err(|_| StoreError::Stopped)?
     }
 }
@@ -211,15 +249,83 @@ impl Drop for Shared {
     }
 }
 
-fn transact<T>(
-    connection: &mut Connection,
-    behavior: TransactionBehavior,
-    work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    let transaction = connection.transaction_with_behavior(behavior)?;
-    let value = work(&transaction)?; // on error the transaction is dropped, which rolls it back
-    transaction.commit()?;
-    Ok(value)
+impl<W, T> Job for Question<W, T>
+where
+    W: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send,
+    T: Send,
+{
+    fn writes(&self) -> bool {
+        self.writes
+    }
+
+    fn run(&mut self, transaction: &Transaction<'_>) {
+        let Some(work) = self.work.take() else { return };
+        // What a panic leaves half-done is in the database, and that is rolled back.
+        self.result = catch_unwind(AssertUnwindSafe(|| work(transaction))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            tracing::error!(panic = text, "Panic in a use of the database; undone");
+            Err(StoreError::Panicked)
+        });
+    }
+
+    fn error(&self) -> Option<&StoreError> {
+        self.result.as_ref().err()
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Arc<rusqlite::Error>>) {
+        let result = committed.map_err(StoreError::Sql).and(self.result);
+        self.answer.send(result).ok(); // the caller may have stopped waiting
+    }
+}
+
+/// Runs the jobs in one transaction, then answers them all. Taking the write lock at its begin (`Immediate`) means that
+/// it can wait, but never fails half-way for a lock.
+///
+/// An error that ends the whole transaction is the answer for all that ran in it; those behind get another one.
+fn transact(connection: &mut Connection, behavior: TransactionBehavior, jobs: Vec<Box<dyn Job>>) {
+    let mut waiting = jobs.into_iter();
+    while !waiting.as_slice().is_empty() {
+        let mut ran = Vec::new();
+        let mut run = || {
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            for mut job in &mut waiting {
+                let intact = run_in_savepoint(&transaction, &mut *job);
+                ran.push(job);
+                intact?; // dropping the transaction rolls it back
+            }
+            Ok(transaction.commit()?)
+        };
+        let committed: Result<(), Arc<rusqlite::Error>> = run();
+        if ran.is_empty() {
+            ran = mem::take(&mut waiting).collect(); // there was no transaction
+        }
+        for job in ran {
+            job.answer(committed.clone());
+        }
+    }
+}
+
+/// An error means that the transaction cannot go on, not that the job failed.
+fn run_in_savepoint(transaction: &Transaction<'_>, job: &mut dyn Job) -> Result<(), Arc<rusqlite::Error>> {
+    let execute = |sql| transaction.prepare_cached(sql)?.execute([]);
+    execute("SAVEPOINT job")?;
+    job.run(transaction);
+    // With a full disk, for example, SQLite rolls back everything at once.
+    if transaction.is_autocommit() {
+        return Err(match job.error() {
+            Some(StoreError::Sql(cause)) => cause.clone(),
+            _ => Arc::new(rusqlite::Error::SqliteFailure(
+                ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK),
+                None,
+            )),
+        });
+    }
+    if job.error().is_some() {
+        execute("ROLLBACK TO job")?;
+    }
+    execute("RELEASE job")?;
+    Ok(())
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, OpenError> {

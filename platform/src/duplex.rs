@@ -21,6 +21,7 @@ pub struct Duplex {
     /// What is to be sent.
     pub output: Vec<u8>,
     sent: usize,
+    total_sent: u64,
 }
 
 /// What happened on a connection.
@@ -42,7 +43,13 @@ impl Duplex {
             input: BytesMut::new(),
             output: Vec::new(),
             sent: 0,
+            total_sent: 0,
         }
+    }
+
+    /// Bytes that the kernel has taken so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.total_sent
     }
 
     /// Waits for input, and sends output meanwhile. May be dropped at any time without loss.
@@ -50,6 +57,7 @@ impl Duplex {
     /// # Errors
     /// The connection is broken.
     pub async fn progress(&mut self) -> io::Result<Progress> {
+        tokio::task::consume_budget().await; // a peer that never stops sending must let other tasks run
         if self.input.is_empty() {
             self.input = BytesMut::new(); // an idle connection holds no buffer
         }
@@ -91,7 +99,10 @@ impl Duplex {
     /// Sends what the kernel takes; answers whether that was all.
     fn send(&mut self) -> io::Result<bool> {
         match self.stream.try_write(&self.output[self.sent..]) {
-            Ok(count) => self.sent += count,
+            Ok(count) => {
+                self.sent += count;
+                self.total_sent += u64::try_from(count).unwrap_or_default();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
         }

@@ -11,11 +11,11 @@ use bytes::{Buf, BytesMut};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
-use crate::chunk::{BadChunk, CHUNK_HEADER_LEN, ChunkHeader, MAX_PLAINTEXT, record_len, records};
+use crate::chunk::{BadChunk, CHUNK_HEADER_LEN, ChunkHeader, MAX_PLAINTEXT, RECORD_HEADER_LEN, record_len, records};
 use crate::message::MAX_MESSAGE;
 
 /// Longest TLS record in a handshake: 2^14 bytes and what encryption may add (RFC 5246 §6.2.3).
-const MAX_RECORD: usize = 5 + 16_384 + 2048;
+const MAX_RECORD: usize = RECORD_HEADER_LEN + MAX_PLAINTEXT + 2048;
 
 /// One end of a link.
 pub struct Channel {

@@ -122,7 +122,7 @@ pub struct DeleteSnapshotsDirCommand {
 #[serde(default, rename_all = "camelCase")]
 pub struct HandleConfigDriveIsoCommand {
     /// The ISO in base64.
-    pub iso_data: Option<String>,
+    pub iso_data: Option<Secret<String>>,
     /// File name.
     pub iso_file: Option<String>,
     /// Store, not delete.

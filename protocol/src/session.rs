@@ -322,13 +322,13 @@ pub struct CommandInfo {
     /// Class of the command.
     pub command_name: Option<String>,
     /// The command as JSON text.
-    pub command: Option<String>,
+    pub command: Option<Secret<String>>,
     /// Seconds.
     pub timeout: i64,
     /// Class of the answer.
     pub answer_name: Option<String>,
     /// The answer as JSON text.
-    pub answer: Option<String>,
+    pub answer: Option<Secret<String>>,
 }
 
 /// How far a server has come with a command.

@@ -388,7 +388,7 @@ pub struct PrimaryDataStoreTO {
     /// URL.
     pub url: Option<String>,
     /// Details.
-    pub details: Option<StringMap>,
+    pub details: Option<Secret<StringMap>>,
     /// For VMware.
     pub full_clone_flag: Option<bool>,
     /// For VMware.

@@ -83,6 +83,18 @@ impl FakeLink {
         }
     }
 
+    /// A message that has arrived already, while something was sent.
+    pub(crate) fn receive_now(&mut self) -> Option<Vec<u8>> {
+        match self
+            .channel
+            .receive(&mut self.duplex.input, &mut self.duplex.output)
+            .unwrap()
+        {
+            Some(Event::Message(message)) => Some(message),
+            _ => None,
+        }
+    }
+
     /// Sends a message.
     pub(crate) async fn send(&mut self, message: &[u8]) {
         self.channel.send(message, &mut self.duplex.output).unwrap();

@@ -123,7 +123,7 @@ async fn replay(session: &str, ping_interval: i64) {
         workers: 5,
         directory: files.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
-        host_check_interval: None,
+        system_ca: None,
         timing: Timing::default(),
     };
     let (stop, stopped) = oneshot::channel::<()>();

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use platform::logging::chain;
 use rustls::crypto::ring;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -24,7 +25,7 @@ pub enum Presented {
     CaCertificate,
 }
 
-/// The server's own certificate is renewed this long before it ends, at the next handshake.
+/// The server's own certificate is renewed this long before it ends, at the next handshake, unless the CA ends with it.
 const RENEW_BEFORE: Duration = Duration::days(15);
 
 impl Ca {
@@ -80,10 +81,10 @@ impl OwnLeaf {
 
     fn at(&self, now: OffsetDateTime) -> Arc<CertifiedKey> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner); // each value in it is whole
-        if current.not_after - now < RENEW_BEFORE {
+        if current.not_after < self.ca.not_after() && current.not_after - now < RENEW_BEFORE {
             match leaf(&self.ca, &self.request) {
                 Ok(renewed) => *current = renewed,
-                Err(error) => tracing::error!(%error, "Server certificate not renewed"),
+                Err(error) => tracing::error!(error = %chain(&error), "Server certificate not renewed"),
             }
         }
         current.pair.clone()
@@ -110,6 +111,8 @@ fn leaf(ca: &Ca, request: &Request) -> Result<Leaf, IssueError> {
 
 #[cfg(test)]
 mod tests {
+    use platform::files::replace;
+
     use super::*;
 
     #[test]
@@ -121,5 +124,27 @@ mod tests {
         let first = own.at(now);
         assert!(Arc::ptr_eq(&first, &own.at(now + Duration::days(349))));
         assert!(!Arc::ptr_eq(&first, &own.at(now + Duration::days(351))));
+    }
+
+    #[test]
+    fn a_certificate_that_ends_with_its_ca_is_not_renewed() {
+        let (dir, now) = (tempfile::tempdir().unwrap(), OffsetDateTime::now_utc());
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (now - Duration::days(1), now + Duration::days(10));
+        let _ = replace(
+            dir.path().join("ca.crt"),
+            params.self_signed(&key).unwrap().pem(),
+            0o644,
+        )
+        .unwrap();
+        let _ = replace(dir.path().join("ca.key"), key.serialize_pem(), 0o600).unwrap();
+        let ca = Ca::open_or_create(dir.path()).unwrap();
+        assert!(ca.ends_within(RENEW_BEFORE, now));
+        assert!(!ca.ends_within(Duration::days(9), now));
+
+        let own = OwnLeaf::issue(&ca, vec!["localhost".to_owned()], Vec::new()).unwrap();
+        assert!(Arc::ptr_eq(&own.at(now), &own.at(now + Duration::days(9))));
     }
 }

@@ -105,7 +105,8 @@ impl Store {
         let reason = reason.into();
         self.write(move |transaction| {
             let sql = "SELECT status FROM host WHERE id = ?";
-            let found = transaction.query_row(sql, [host], |row| row.get(0)).optional()?;
+            let mut statement = transaction.prepare_cached(sql)?;
+            let found = statement.query_row([host], |row| row.get(0)).optional()?;
             let Parsed(status) = found.ok_or(StoreError::NoSuchHost(host))?;
             change_status(transaction, host, status, event, &reason)
         })
@@ -131,11 +132,10 @@ impl Store {
         .await
     }
 
-    /// When each host was last heard of, many in one transaction. A time before the known one changes nothing.
+    /// When each host was last heard of, many in one transaction. The last call counts, also if the clock was put back.
     pub async fn record_pings(&self, pings: Vec<(HostId, OffsetDateTime)>) -> Result<(), StoreError> {
         self.write(move |transaction| {
-            let sql = "UPDATE host SET last_ping = max(coalesce(last_ping, ?1), ?1) WHERE id = ?2";
-            let mut statement = transaction.prepare(sql)?;
+            let mut statement = transaction.prepare_cached("UPDATE host SET last_ping = ? WHERE id = ?")?;
             for (host, heard) in pings {
                 statement.execute(params![heard.unix_timestamp(), host])?;
             }
@@ -157,7 +157,7 @@ impl Store {
     pub async fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
         self.read(move |transaction| {
             let sql = "SELECT * FROM host WHERE id = ?";
-            Ok(transaction.query_row(sql, [id], host).optional()?)
+            Ok(transaction.prepare_cached(sql)?.query_row([id], host).optional()?)
         })
         .await
     }
@@ -174,7 +174,8 @@ fn stem(facts: &StartupFacts) -> &str {
 fn find_by_guid(transaction: &Transaction<'_>, facts: &StartupFacts) -> Result<Option<HostId>, StoreError> {
     let exact = "SELECT id, type FROM host WHERE guid = ? AND removed IS NULL";
     let read = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, Parsed<HostType>>(1)?.0));
-    if let Some((host, kind)) = transaction.query_row(exact, [&facts.guid], read).optional()? {
+    let mut exact = transaction.prepare_cached(exact)?;
+    if let Some((host, kind)) = exact.query_row([&facts.guid], read).optional()? {
         let guid = facts.guid.clone();
         let same = kind == facts.host_type;
         return same
@@ -183,7 +184,8 @@ fn find_by_guid(transaction: &Transaction<'_>, facts: &StartupFacts) -> Result<O
     }
     let by_stem = "SELECT id FROM host WHERE guid_stem = ? AND type = ? AND removed IS NULL ORDER BY id LIMIT 1";
     let params = params![stem(facts), facts.host_type.as_str()];
-    Ok(transaction.query_row(by_stem, params, |row| row.get(0)).optional()?)
+    let mut by_stem = transaction.prepare_cached(by_stem)?;
+    Ok(by_stem.query_row(params, |row| row.get(0)).optional()?)
 }
 
 fn create(transaction: &Transaction<'_>, facts: &StartupFacts) -> rusqlite::Result<HostId> {
@@ -198,7 +200,7 @@ fn create(transaction: &Transaction<'_>, facts: &StartupFacts) -> rusqlite::Resu
         ":status": HostStatus::Creating.as_str(),
         ":now": now(),
     };
-    transaction.query_row(sql, params, |row| row.get(0))
+    transaction.prepare_cached(sql)?.query_row(params, |row| row.get(0))
 }
 
 fn record_facts(transaction: &Transaction<'_>, id: HostId, facts: &StartupFacts) -> rusqlite::Result<Host> {
@@ -219,7 +221,7 @@ fn record_facts(transaction: &Transaction<'_>, id: HostId, facts: &StartupFacts)
         ":storage_ip": text(&facts.storage), ":storage_mac": facts.storage.mac,
         ":storage_netmask": facts.storage.netmask,
     };
-    transaction.query_row(sql, params, host)
+    transaction.prepare_cached(sql)?.query_row(params, host)
 }
 
 fn change_status(
@@ -245,7 +247,7 @@ fn change_status(
         ":now": now(),
         ":id": host,
     };
-    transaction.execute(sql, params)?;
+    transaction.prepare_cached(sql)?.execute(params)?;
     Ok(next)
 }
 

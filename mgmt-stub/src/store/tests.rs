@@ -4,6 +4,7 @@ use std::task::Poll;
 
 use super::id::{PodId, ZoneId};
 use super::*;
+use crate::host_status::{HostEvent, HostStatus};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -290,4 +291,186 @@ async fn certificates_are_remembered_and_revoked_once() {
     let unknown = "1234".parse().unwrap();
     assert!(!store.revoke(&unknown).await.unwrap());
     assert!(!store.is_revoked(&unknown).await.unwrap());
+}
+
+/// What was committed, one frame each in the log. The log starts over at a checkpoint: only for tests that write little,
+/// or after `PRAGMA wal_autocheckpoint = 0`.
+fn commits(dir: &Path) -> usize {
+    const HEADER: usize = 32;
+    const FRAME: usize = 24 + 4096;
+    let log = fs::read(dir.join("mgmt-stub.sqlite3-wal")).unwrap();
+    let frames = log.get(HEADER..).unwrap_or_default().chunks_exact(FRAME);
+    let last_of_commit = |frame: &&[u8]| frame[4..8] != [0; 4] && frame[8..16] == log[16..24]; // salts: not an old one
+    frames.filter(last_of_commit).count()
+}
+
+/// Holds up the store's thread until something is sent, so that what is asked meanwhile is one batch.
+async fn held_up(store: &Store) -> std::sync::mpsc::Sender<()> {
+    let (go, wait) = std::sync::mpsc::channel();
+    let (started, running) = oneshot::channel();
+    let holder = store.clone();
+    tokio::spawn(async move {
+        let wait = holder.read(move |_| {
+            started.send(()).unwrap();
+            wait.recv().ok();
+            Ok(())
+        });
+        wait.await
+    });
+    running.await.unwrap();
+    go
+}
+
+async fn fails(store: &Store) -> Result<(), StoreError> {
+    let half_done = store.write(|transaction| {
+        transaction.execute("INSERT INTO setting VALUES ('failed', 'lost')", [])?;
+        Err(StoreError::NoSuchHost(HostId(7)))
+    });
+    half_done.await
+}
+
+async fn panics(store: &Store) -> Result<(), StoreError> {
+    let half_done = store.write(|transaction| {
+        transaction.execute("INSERT INTO setting VALUES ('panicked', 'lost')", [])?;
+        panic!("a panic for the test")
+    });
+    half_done.await
+}
+
+#[tokio::test]
+async fn those_who_ask_at_once_share_a_commit_and_not_their_failures() {
+    let (dir, store) = open();
+    let before = commits(dir.path());
+    let go = held_up(&store).await;
+    let asked = async {
+        tokio::join!(
+            store.setting("b"),
+            store.set_setting("a", "1"),
+            fails(&store),
+            panics(&store),
+            store.add_image_store(ZoneId(9), "lost", "nfs://10.1.4.2/export", None),
+            store.set_setting("b", "2"),
+            async { go.send(()).unwrap() },
+        )
+    };
+    let (b, first, failed, panicked, refused, last, ()) = asked.await;
+    first.unwrap();
+    last.unwrap();
+    assert_eq!(b.unwrap().as_deref(), Some("2")); // readers come after the commit
+    let panic = "this program failed while it used the database, which undid it; please report the panic in the log";
+    let foreign = "the database refused: FOREIGN KEY constraint failed: Error code 787: constraint failed";
+    assert_eq!(text(&failed.unwrap_err()), "there is no host 7");
+    assert_eq!(text(&panicked.unwrap_err()), panic);
+    assert_eq!(text(&refused.unwrap_err()), foreign);
+    assert_eq!(commits(dir.path()) - before, 1);
+
+    for (name, value) in [("a", Some("1")), ("failed", None), ("panicked", None)] {
+        assert_eq!(store.setting(name).await.unwrap().as_deref(), value);
+    }
+}
+
+#[tokio::test]
+async fn when_a_commit_fails_all_its_writers_are_told() {
+    let (_dir, store) = open();
+    let go = held_up(&store).await;
+    let breaks_the_commit = store.write(|transaction| {
+        transaction.pragma_update(None, "defer_foreign_keys", true)?;
+        transaction.execute("UPDATE pod SET zone_id = 9", [])?;
+        Ok(())
+    });
+    let (first, broken, last, read, ()) = tokio::join!(
+        store.set_setting("a", "1"),
+        breaks_the_commit,
+        store.set_setting("b", "2"),
+        store.setting("a"),
+        async { go.send(()).unwrap() },
+    );
+    let wanted = "the database refused: FOREIGN KEY constraint failed: Error code 787: constraint failed";
+    for result in [first, broken, last] {
+        assert_eq!(text(&result.unwrap_err()), wanted);
+    }
+    assert_eq!(read.unwrap(), None);
+    store.set_setting("a", "1").await.unwrap();
+}
+
+#[tokio::test]
+async fn when_sqlite_undoes_the_whole_transaction_those_behind_get_another() {
+    let (_dir, store) = open();
+    let go = held_up(&store).await;
+    let as_with_a_full_disk = store.write(|transaction| {
+        transaction.execute_batch("ROLLBACK")?;
+        Ok(transaction.execute_batch("SELECT * FROM missing")?)
+    });
+    let (before, full, behind, ()) = tokio::join!(
+        store.set_setting("a", "1"),
+        as_with_a_full_disk,
+        store.set_setting("b", "2"),
+        async { go.send(()).unwrap() },
+    );
+    for result in [before, full] {
+        let error = text(&result.unwrap_err());
+        assert!(
+            error.starts_with("the database refused: no such table: missing"),
+            "{error}"
+        );
+    }
+    behind.unwrap();
+    assert_eq!(store.setting("a").await.unwrap(), None);
+    assert_eq!(store.setting("b").await.unwrap().as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn those_who_only_read_do_not_wait_for_another_programs_write_lock() {
+    let (dir, store) = open();
+    let mut other = Connection::open(dir.path().join(DATABASE)).unwrap();
+    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let go = held_up(&store).await;
+    let started = std::time::Instant::now();
+    let (a, b, ()) = tokio::join!(store.setting("a"), store.hosts(), async { go.send(()).unwrap() });
+    assert_eq!((a.unwrap(), b.unwrap()), (None, Vec::new()));
+    assert!(started.elapsed() < BUSY_TIMEOUT);
+    drop(lock);
+}
+
+#[tokio::test]
+async fn a_thousand_agents_that_register_at_once_share_few_commits() {
+    const AGENTS: usize = 1000;
+    let (dir, store) = open();
+    let keep_the_log = store.read(|transaction| {
+        let sql = "PRAGMA wal_autocheckpoint = 0";
+        Ok(transaction.query_row(sql, [], |row| row.get::<_, u32>(0))?)
+    });
+    keep_the_log.await.unwrap();
+    let before = commits(dir.path());
+    let go = held_up(&store).await;
+    let mut agents = tokio::task::JoinSet::new();
+    for number in 0..AGENTS {
+        let store = store.clone();
+        agents.spawn(async move {
+            let facts = host::StartupFacts {
+                guid: format!("s-{number}-VM"),
+                resource_name: None,
+                host_type: HostType::SecondaryStorageVm,
+                name: format!("s-{number}-VM"),
+                zone: ZoneId(1),
+                pod: None,
+                version: String::new(),
+                arch: String::new(),
+                private: host::HostNic::default(),
+                public: host::HostNic::default(),
+                storage: host::HostNic::default(),
+                ms_host_list: None,
+            };
+            let id = store.find_or_create_host(facts).await.unwrap().id;
+            let connected = store.apply_host_event(id, HostEvent::AgentConnected, "startup");
+            assert_eq!(connected.await.unwrap(), HostStatus::Connecting);
+            id
+        });
+    }
+    go.send(()).unwrap();
+    let ids: std::collections::HashSet<_> = agents.join_all().await.into_iter().collect();
+    assert_eq!(ids.len(), AGENTS);
+    let commits = commits(dir.path()) - before;
+    println!("{} jobs in {commits} commits", 2 * AGENTS);
+    assert!(commits <= 2 * AGENTS / 8, "{commits}"); // measured: 8
 }

@@ -266,7 +266,7 @@ async fn ten_thousand_pings_are_one_quick_transaction() {
         .iter()
         .map(|host| host.last_ping.unwrap().unix_timestamp())
         .collect();
-    assert_eq!((heard[0], heard[1], heard[2], heard[9_999]), (1001, 5000, 1003, 11_000));
+    assert_eq!((heard[0], heard[1], heard[2], heard[9_999]), (5, 5000, 1003, 11_000));
     let found = store.find_or_create_host(facts("s-777-VM", "Premium")).await.unwrap();
     assert_eq!(found.id, HostId(778));
 }

@@ -232,7 +232,7 @@ pub(crate) fn ssvm(number: u32, server: SocketAddr, directory: &TempDir) -> Conf
         workers: 5,
         directory: directory.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
-        host_check_interval: None,
+        system_ca: None,
         timing: Timing {
             backoff: Duration::from_millis(20),
             longest_backoff: Duration::from_millis(100),
