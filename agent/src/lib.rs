@@ -10,6 +10,7 @@
 //! | [`link`] | one connection |
 //! | `session` | one link's life: startup, ready, pings |
 //! | `execution` | commands beside the link |
+//! | `renewal` | certificates over the link |
 //! | [`registration`] | what is remembered across restarts |
 //! | [`properties`] | the file `agent.properties` |
 //! | [`keystore`] | certificate and key as PEM files |
@@ -23,6 +24,7 @@ pub mod keystore;
 pub mod link;
 pub mod properties;
 pub mod registration;
+mod renewal;
 pub mod service;
 mod session;
 pub mod trust;

@@ -10,9 +10,6 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use protocol::answer::{Answer, AnswerBody};
 use protocol::boot::HostList;
-use protocol::certificate::{
-    SetupCertificateAnswer, SetupCertificateCommand, SetupKeyStoreCommand, SetupKeystoreAnswer,
-};
 use protocol::command::{Command, CommandBody};
 use protocol::gson::Charset;
 use protocol::packet::{Packet, Request, Response};
@@ -30,9 +27,9 @@ use tracing::{debug, error, info, warn};
 use crate::agent::{Agent, chain};
 use crate::config::{Kind, seconds};
 use crate::execution::Finished;
-use crate::keystore::{Import, KeyStore, KeyStoreError, Machine};
 use crate::link::{Link, LinkError};
 use crate::registration::Note;
+use crate::renewal;
 use crate::service::{Question, Service};
 
 /// Messages waiting to be sent; while there are more, finished commands and questions are not taken.
@@ -272,9 +269,10 @@ impl<'a, S: Service> Session<'a, S> {
         let sequence = request.header.sequence;
         for command in &request.commands {
             let (class, logid) = (command.body.class().name, command.base.log_id());
-            match &command.body {
-                CommandBody::Bad(bad) => warn!(sequence, error = bad.reason, "Request cannot be read"),
-                _ => debug!(sequence, class, logid, "Request"),
+            if let CommandBody::Bad(bad) = &command.body {
+                warn!(sequence, error = bad.reason, "Request cannot be read");
+            } else {
+                debug!(sequence, class, logid, "Request");
             }
         }
         if request.header.agent_id > 0 {
@@ -282,7 +280,7 @@ impl<'a, S: Service> Session<'a, S> {
         }
         // What belongs to the link is done at once, beside the workers: it must work when they are all busy.
         match request.commands.as_slice() {
-            [command] if is_key_work(command) => self.work_on_keys(command.clone(), request),
+            [command] if renewal::is_work(command) => self.work_on_keys(command.clone(), request),
             [command] => match self.link_command(command) {
                 Some(LinkAnswer::Answer(answer)) => {
                     self.respond(request.response(vec![answer]));
@@ -474,11 +472,7 @@ impl<'a, S: Service> Session<'a, S> {
         let keystore = self.agent.keystore.clone();
         let notify = self.notify.clone();
         self.helpers.spawn(async move {
-            let answer = match command.body {
-                CommandBody::SetupKeyStore(setup) => setup_keystore(keystore, setup).await,
-                CommandBody::SetupCertificate(setup) => setup_certificate(keystore, setup).await,
-                _ => return,
-            };
+            let answer = renewal::work(keystore, command).await;
             let _ = notify.send(Notice::Respond(request.response(vec![answer]))).await;
         });
     }
@@ -741,68 +735,6 @@ impl<'a, S: Service> Session<'a, S> {
         } else {
             warn!("Could not say good-bye to the management server");
         }
-    }
-}
-
-fn is_key_work(command: &Command) -> bool {
-    match &command.body {
-        CommandBody::SetupKeyStore(setup) => setup.handle_by_agent,
-        CommandBody::SetupCertificate(setup) => setup.handle_by_agent,
-        _ => false,
-    }
-}
-
-async fn setup_keystore(keystore: KeyStore, setup: SetupKeyStoreCommand) -> Answer {
-    let password = setup.keystore_password.unwrap_or_default();
-    let made = match Machine::inspect().await {
-        Ok(Machine { fqdn, addresses }) => {
-            blocking(move || keystore.setup_keystore(&password, setup.validity_days, &fqdn, &addresses)).await
-        }
-        Err(error) => Err(chain(&error)),
-    };
-    made.map_or_else(Answer::failure, |csr| {
-        Answer::new(SetupKeystoreAnswer { csr: Some(csr) })
-    })
-}
-
-async fn setup_certificate(keystore: KeyStore, setup: SetupCertificateCommand) -> Answer {
-    let certificate = setup.certificate.unwrap_or_default();
-    let ca_certificates = setup.ca_certificates.unwrap_or_default();
-    let key = setup.private_key.unwrap_or_default();
-    match blocking(move || keystore.setup_certificate(&certificate, &key, &ca_certificates)).await {
-        Ok(Import::Done {
-            subject,
-            not_after,
-            commands,
-        }) => {
-            info!(
-                subject,
-                not_after, "Certificate set up; it is used at the next connection"
-            );
-            for command in commands {
-                if let Err(error) = command.run().await {
-                    warn!(
-                        error = chain(&error),
-                        "Could not tell the rest of the system about the CA"
-                    );
-                }
-            }
-            Answer::new(SetupCertificateAnswer {})
-        }
-        Ok(Import::Skipped { missing }) => Answer::failure(format!(
-            "no certificate was sent and {} does not exist",
-            missing.display()
-        )),
-        Err(error) => Answer::failure(error),
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KeyStoreError> + Send + 'static,
-) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| chain(&error)),
-        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agent::keystore::KeyStore;
 use agent::trust::{TrustUnknown, client_config};
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use mgmt_stub::ca::{Ca, Presented};
 use mgmt_stub::client_auth::{Expired, Strictness, verifier};
 use platform::exec::{Cmd, Running};
@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::machine::{Addresses, Cores, allow_descriptors, fsync_time};
@@ -240,7 +240,7 @@ async fn observe(
     port: u16,
     tls: Arc<ClientConfig>,
 ) -> anyhow::Result<Measured> {
-    let (events_to, mut events) = mpsc::channel(1024);
+    let (events_to, events) = mpsc::channel(1024);
     let zone = Arc::new(Zone {
         port,
         tls,
@@ -252,62 +252,44 @@ async fn observe(
     let started = Instant::now();
     let mut agents = JoinSet::new();
     for number in 0..args.agents {
+        let after = |rate| Duration::from_secs(1) * number / rate;
         let agent = Simulated {
             number: number + 1,
             host: addresses.of_agent(number),
-            starts: started
-                + args
-                    .connect_rate
-                    .map_or(Duration::ZERO, |rate| Duration::from_secs(1) * number / rate),
+            starts: started + args.connect_rate.map_or(Duration::ZERO, after),
             first_ping: started + zone.ping_interval * number / args.agents,
         };
         agents.spawn(agent.live(Arc::clone(&zone)));
     }
 
-    let (mut up, mut lost) = (0, 0);
-    while up + lost < args.agents {
-        match timeout(STUCK_AFTER, events.recv()).await {
-            Ok(Some(Event::Up)) => up += 1,
-            Ok(Some(Event::Lost(error))) => lost += report(&error, lost),
-            Ok(Some(Event::Pinged(_))) => continue,
-            Ok(None) | Err(_) => bail!(
-                "only {up} of {} agents are Up after {:?}",
-                args.agents,
-                started.elapsed()
-            ),
-        }
-        if up % 1000 == 0 {
-            info!(up, elapsed = ?started.elapsed(), "Connecting");
+    let mut seen = Seen::new(events);
+    while seen.up + seen.lost < args.agents {
+        let (up, of) = (seen.up, args.agents);
+        ensure!(
+            seen.next(seen.changed + STUCK_AFTER).await,
+            "only {up} of {of} agents are Up"
+        );
+        if seen.up > up && seen.up.is_multiple_of(1000) {
+            info!(up = seen.up, elapsed = ?started.elapsed(), "Connecting");
         }
     }
     let connecting = started.elapsed();
     let to_connect = server.usage()?.since(before);
-    info!(up, lost, elapsed = ?connecting, "All agents have connected; measuring");
+    info!(up = seen.up, lost = seen.lost, elapsed = ?connecting, "All agents have connected; measuring");
 
     let from = Instant::now() + SETTLE;
-    let to = from + Duration::from_secs(args.duration);
-    while let Ok(Some(event)) = timeout_at(from, events.recv()).await {
-        if let Event::Lost(error) = event {
-            lost += report(&error, lost);
-        }
-    }
+    while seen.next(from).await {}
     let settled = server.usage()?;
-    let mut latencies = Vec::new();
-    while let Ok(Some(event)) = timeout_at(to, events.recv()).await {
-        match event {
-            Event::Pinged(latency) => latencies.push(latency),
-            Event::Lost(error) => lost += report(&error, lost),
-            Event::Up => {}
-        }
-    }
-    sleep_until(to).await;
+    seen.latencies.clear();
+    let to = from + Duration::from_secs(args.duration);
+    while seen.next(to).await {}
     Ok(Measured {
-        up,
-        lost,
+        up: seen.up,
+        lost: seen.lost,
         connecting,
         steady: to - from,
-        pings: u32::try_from(latencies.len())?,
-        latency: Percentiles::of(latencies),
+        pings: u32::try_from(seen.latencies.len())?,
+        latency: Percentiles::of(seen.latencies),
         to_connect,
         to_stay: server.usage()?.since(settled),
         rss_before_kib,
@@ -315,12 +297,49 @@ async fn observe(
     })
 }
 
-/// Says why the first few are lost. Always one.
-fn report(error: &anyhow::Error, lost: u32) -> u32 {
-    if lost < 5 {
-        warn!(error = format!("{error:#}"), "Agent lost");
+/// What the agents have told.
+struct Seen {
+    events: mpsc::Receiver<Event>,
+    up: u32,
+    lost: u32,
+    /// When one of these two last changed.
+    changed: Instant,
+    latencies: Vec<Duration>,
+}
+
+impl Seen {
+    fn new(events: mpsc::Receiver<Event>) -> Self {
+        Self {
+            events,
+            up: 0,
+            lost: 0,
+            changed: Instant::now(),
+            latencies: Vec::new(),
+        }
     }
-    1
+
+    /// Takes one event; `false` when the time is over.
+    async fn next(&mut self, until: Instant) -> bool {
+        let Ok(Some(event)) = timeout_at(until, self.events.recv()).await else {
+            return false;
+        };
+        match event {
+            Event::Pinged(latency) => {
+                self.latencies.push(latency);
+                return true;
+            }
+            Event::Up => self.up += 1,
+            Event::Lost { was_up, error } => {
+                if self.lost < 5 {
+                    warn!(error = format!("{error:#}"), "Agent lost");
+                }
+                self.up -= u32::from(was_up);
+                self.lost += 1;
+            }
+        }
+        self.changed = Instant::now();
+        true
+    }
 }
 
 fn table(args: &Args, cores: Cores, tls: Cost, disk: Percentiles, measured: &Measured) -> anyhow::Result<String> {

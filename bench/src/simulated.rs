@@ -50,20 +50,22 @@ pub(crate) enum Event {
     Up,
     /// Its ping was answered after so long.
     Pinged(Duration),
-    /// It gave up, and why.
-    Lost(anyhow::Error),
+    /// It gave up.
+    Lost { was_up: bool, error: anyhow::Error },
 }
 
 impl Simulated {
     /// Works until the link is lost.
     pub(crate) async fn live(self, zone: Arc<Zone>) {
-        let Err(error) = self.work(&zone).await;
-        zone.events.send(Event::Lost(error)).await.ok(); // nobody listens when the measurement is over
+        let mut was_up = false;
+        let Err(error) = self.work(&zone, &mut was_up).await;
+        let lost = Event::Lost { was_up, error };
+        zone.events.send(lost).await.ok(); // nobody listens when the measurement is over
     }
 
-    async fn work(&self, zone: &Zone) -> anyhow::Result<Never> {
+    async fn work(&self, zone: &Zone, is_up: &mut bool) -> anyhow::Result<Never> {
         sleep_until(self.starts).await;
-        let mut connecting = Some(zone.connecting.acquire().await?);
+        let mut place = Some(zone.connecting.acquire().await?);
         let host = self.host.to_string();
         let opening = Link::open(&host, zone.port, Arc::clone(&zone.tls), CONNECT_LIMIT, CONNECT_LIMIT);
         let mut session = Session {
@@ -82,13 +84,13 @@ impl Simulated {
                     if let Some(message) = message?
                         && let Some(event) = session.receive(&message)?
                     {
-                        connecting = None; // the first event is Up
+                        (*is_up, place) = (true, None); // the first event is Up
                         zone.events.send(event).await?;
                     }
                 }
                 () = sleep_until(next_ping) => {
                     next_ping += zone.ping_interval;
-                    if connecting.is_none() {
+                    if place.is_none() {
                         session.ping()?;
                     }
                 }

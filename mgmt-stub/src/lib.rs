@@ -7,6 +7,7 @@
 //! | [`agents`] | the connected agents, and how to ask them something |
 //! | [`hooks`] | what agents ask of the rest of the server |
 //! | `session` | one agent's link |
+//! | `startup` | what an agent says of itself, checked |
 //! | `connect` | what a new agent is told before it is ready |
 //! | `link` | TLS, chunks, messages |
 //! | [`settings`] | how the agent side behaves |
@@ -28,4 +29,5 @@ mod random;
 pub mod server;
 mod session;
 pub mod settings;
+mod startup;
 pub mod store;

@@ -251,9 +251,10 @@ async fn serve_link(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, st
     let end = served.await.unwrap_or_else(End::Panicked);
     let reason = chain(&end);
     let name = slot.get().map(|entry: &Arc<Entry>| entry.host.name.as_str());
-    match &end {
-        End::Panicked(_) => error!(name, reason, "Link ended by a fault of this program"),
-        _ => info!(name, reason, "Link ended"),
+    if let End::Panicked(_) = &end {
+        error!(name, reason, "Link ended by a fault of this program");
+    } else {
+        info!(name, reason, "Link ended");
     }
     if let Some(entry) = slot.get() {
         session::record_end(&shared, entry, end.event(), &reason).await;

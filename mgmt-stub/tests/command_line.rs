@@ -1,5 +1,5 @@
 //! The program as an operator runs it.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

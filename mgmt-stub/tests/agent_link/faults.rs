@@ -97,7 +97,7 @@ async fn a_peer_that_nobody_knows_may_send_no_more_than_a_startup_command_needs(
     let data = tempdir().unwrap();
     let server = TestServer::start(data.path(), quick()).await;
     let mut link = connect(&server).await;
-    link.send(&[b' '; 65 << 10]).unwrap();
+    link.send(&vec![b' '; 65 << 10]).unwrap();
     assert!(matches!(
         receive(&mut link).await,
         Err(LinkError::Closed { .. } | LinkError::Io(_))
