@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use platform::duplex::{Duplex, Progress};
 use protocol::channel::{Channel, Event};
+use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) struct FakeServer {
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    pub(crate) certificate: String,
 }
 
 pub(crate) struct FakeLink {
@@ -24,16 +26,24 @@ impl FakeServer {
     }
 
     pub(crate) async fn listen_at(port: u16) -> Self {
+        let params = CertificateParams::new(vec!["mgmt".to_owned()]).unwrap();
+        Self::listen_with(port, params).await
+    }
+
+    /// With a self-signed certificate; its PEM is in `certificate`.
+    pub(crate) async fn listen_with(port: u16, params: CertificateParams) -> Self {
         platform::crypto::install();
-        let made = rcgen::generate_simple_self_signed(vec!["mgmt".to_owned()]).unwrap();
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+        let key_pair = KeyPair::generate().unwrap();
+        let made = params.self_signed(&key_pair).unwrap();
+        let key = PrivatePkcs8KeyDer::from(key_pair.serialize_der()).into();
         let tls = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
+            .with_single_cert(vec![made.der().clone()], key)
             .unwrap();
         Self {
             listener: TcpListener::bind(("127.0.0.1", port)).await.unwrap(),
             tls: Arc::new(tls),
+            certificate: made.pem(),
         }
     }
 
@@ -44,6 +54,18 @@ impl FakeServer {
     /// The next connection, before TLS.
     pub(crate) async fn accept_tcp(&self) -> TcpStream {
         self.listener.accept().await.unwrap().0
+    }
+
+    /// The next connection, whose handshake must fail.
+    pub(crate) async fn accept_and_fail(&self) {
+        let mut duplex = Duplex::new(self.accept_tcp().await);
+        let mut channel = Channel::server(Arc::clone(&self.tls)).unwrap();
+        while let Ok(received) = channel.receive(&mut duplex.input, &mut duplex.output) {
+            assert_eq!(received, None, "the handshake succeeded");
+            if !matches!(duplex.progress().await, Ok(Progress::Received | Progress::Sent)) {
+                return;
+            }
+        }
     }
 
     /// The next connection, after the handshake.

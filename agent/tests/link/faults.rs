@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use crate::fake_server::{FakeLink, FakeServer};
 use agent::agent::{Agent, Ended};
 use agent::config::{Config, Kind, Timing};
+use agent::keystore::KeyStore;
+use agent::link::Link;
 use agent::service::Service;
-use agent::trust::TrustUnknown;
+use agent::trust::{TrustUnknown, client_config};
 use protocol::answer::{Answer, AnswerBody};
 use protocol::command::{Command, CommandBody};
 use protocol::console_proxy::{CheckConsoleProxyLoadCommand, WatchConsoleProxyLoadCommand};
@@ -21,6 +23,7 @@ use protocol::session::{
     CheckHealthCommand, MigrateAgentConnectionCommand, PingAnswer, ReadyCommand, SetupMSListCommand, StartupAnswer,
     StartupCommand,
 };
+use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
@@ -225,6 +228,32 @@ async fn an_agent_survives_servers_that_speak_nonsense() {
     let mut link = accept_and_answer(&server, 60).await;
     works(&mut link).await;
     agent.stop().await;
+}
+
+/// The certificate is the trusted one, but this machine's clock is outside of its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_outside_of_its_time_is_refused_with_its_date_and_a_hint_at_the_clock() {
+    for (from, until, expected) in [
+        (2000, 2001, "expired on 2001-01-01"),
+        (2990, 2991, "is not valid before 2990-01-01"),
+    ] {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        let server = FakeServer::listen_with(0, params).await;
+        let files = tempfile::tempdir().unwrap();
+        let _ = platform::files::replace(files.path().join("cloud.ca.crt"), &server.certificate, 0o644).unwrap();
+        let identity = KeyStore::in_directory(files.path()).load().unwrap();
+        let tls = client_config(identity.as_ref(), TrustUnknown::Refuse).unwrap();
+        let (port, limit) = (server.port(), Duration::from_secs(10));
+        let (opened, ()) = tokio::join!(
+            Link::open("127.0.0.1", port, tls, limit, limit),
+            server.accept_and_fail()
+        );
+        let error = opened.err().expect("the certificate is refused").to_string();
+        assert!(error.contains(expected) && error.contains("clock"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
