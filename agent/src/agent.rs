@@ -68,6 +68,9 @@ pub enum StartError {
     /// `agent.properties` cannot be read.
     #[error(transparent)]
     Properties(#[from] platform::files::FileError),
+    /// Nobody to connect to.
+    #[error("there is no management server in the list; check the boot argument `host`")]
+    NoHosts,
     /// No thread for the link.
     #[error("cannot start the thread of the agent link")]
     Thread(#[from] std::io::Error),
@@ -94,6 +97,9 @@ impl<S: Service> Agent<S> {
     /// # Errors
     /// The configuration directory cannot be read.
     pub fn new(mut config: Config, make_service: impl FnOnce(Server) -> S) -> Result<Self, StartError> {
+        if config.hosts.hosts.is_empty() {
+            return Err(StartError::NoHosts);
+        }
         let properties = Properties::load(config.directory.join("agent.properties"))?;
         config.timing = config.timing.with_properties(&properties);
         let resource = config.startup.resource_name.clone().unwrap_or_default();
@@ -154,10 +160,10 @@ impl<S: Service> Agent<S> {
 
     async fn keep_connected(mut self, mut stop: oneshot::Receiver<()>) -> Ended {
         loop {
-            let Some(host) = self.hosts.next_host() else {
-                error!("There is no management server in the list; check the boot argument `host`");
-                return Ended::ByServer;
-            };
+            let host = self
+                .hosts
+                .next_host()
+                .expect("Agent::new refuses an empty list, and HostList::from_str, too");
             let peer = format!("{host}:{}", self.config.port);
             let span = info_span!("link", peer);
             let lost = self.connect_and_serve(&host, &mut stop).instrument(span.clone()).await;
