@@ -272,3 +272,15 @@ impl<S: Service> Agent<S> {
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     platform::logging::chain(error).to_string()
 }
+
+/// Work on files, which waits for disks and for others: on a thread for such work. The error is text for log or answer.
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, String>
+where
+    T: Send + 'static,
+    E: std::error::Error + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| chain(&error)),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -7,8 +7,8 @@ use protocol::certificate::{
 use protocol::command::{Command, CommandBody};
 use tracing::{info, warn};
 
-use crate::agent::chain;
-use crate::keystore::{Import, KeyStore, KeyStoreError, Machine};
+use crate::agent::{blocking, chain};
+use crate::keystore::{Import, KeyStore, Machine};
 
 /// Whether a command is for this module.
 pub(crate) fn is_work(command: &Command) -> bool {
@@ -70,14 +70,5 @@ async fn setup_certificate(keystore: KeyStore, setup: SetupCertificateCommand) -
             missing.display()
         )),
         Err(error) => Answer::failure(error),
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KeyStoreError> + Send + 'static,
-) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| chain(&error)),
-        Err(error) => Err(error.to_string()),
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -19,12 +20,12 @@ use protocol::session::{
     StartupProxyCommand, StartupSecondaryStorageCommand,
 };
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::agent::{Agent, chain};
+use crate::agent::{Agent, blocking, chain};
 use crate::config::{Kind, seconds};
 use crate::execution::Finished;
 use crate::link::{Link, LinkError};
@@ -94,6 +95,8 @@ pub(crate) struct Session<'a, S> {
     notify: mpsc::Sender<Notice>,
     /// Repetitions, probes, work on files; those that can be are aborted with the link.
     helpers: JoinSet<()>,
+    /// Held while something is written to the properties.
+    keeping: Arc<Mutex<()>>,
     /// Commands that repeat, by sequence, and whether one is running.
     repeating: HashMap<i64, bool>,
     /// The look at another server that is under way.
@@ -131,6 +134,7 @@ impl<'a, S: Service> Session<'a, S> {
             notices,
             notify,
             helpers: JoinSet::new(),
+            keeping: Arc::default(),
             repeating: HashMap::new(),
             probing: None,
             bytes_sent: 0,
@@ -178,7 +182,10 @@ impl<'a, S: Service> Session<'a, S> {
                     }
                 }
                 Some(Err(error)) = self.helpers.join_next() => {
-                    error!(error = error.to_string(), "A task of the link failed");
+                    // A probe that a newer one replaced is cancelled; that is no failure.
+                    if !error.is_cancelled() {
+                        error!(error = error.to_string(), "A task of the link failed");
+                    }
                 }
                 () = at(ping_at) => self.ping(),
                 () = at(self.next_check) => self.check_preferred(),
@@ -439,14 +446,13 @@ impl<'a, S: Service> Session<'a, S> {
         self.keep(note);
     }
 
-    /// Writes to the properties beside the link: others may hold the file.
+    /// Writes to the properties beside the link, because others may hold the file; in turn, so that the last wins.
     fn keep(&mut self, note: Note) {
-        self.helpers.spawn_blocking(move || {
-            if let Err(error) = note.write() {
-                warn!(
-                    error = chain(&error),
-                    "Cannot keep for the next start what the management server said"
-                );
+        let turn = Arc::clone(&self.keeping).lock_owned();
+        self.helpers.spawn(async move {
+            let _turn = turn.await;
+            if let Err(error) = blocking(move || note.write()).await {
+                warn!(error, "Cannot keep for the next start what the management server said");
             }
         });
     }

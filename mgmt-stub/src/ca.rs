@@ -280,11 +280,6 @@ impl Ca {
         self.inner.not_after
     }
 
-    /// Then nothing it signs lasts longer, and renewing is no use.
-    pub fn ends_within(&self, period: Duration, now: OffsetDateTime) -> bool {
-        self.inner.not_after - now < period
-    }
-
     /// A new key, ECDSA on P-256, and a certificate for it.
     pub fn issue(&self, request: &Request) -> Result<Issued, IssueError> {
         let key = KeyPair::generate()?;
