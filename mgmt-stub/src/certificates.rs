@@ -72,8 +72,11 @@ impl Provision {
         let source = NoAnswer::NotConnected;
         let entry = self.agents.entry(id).ok_or(ProvisionError::NoAnswer { step, source })?;
         let request = match &entry.certificate {
-            // Renewed as it is: it was checked when it was issued.
-            Some(shown) => Request::new(entry.host.name.clone(), shown.names.clone(), shown.addresses.clone()),
+            // Renewed as it is, whatever its owner calls himself today: it was checked when it was issued.
+            Some(shown) => {
+                let name = shown.common_name().unwrap_or(&entry.host.name);
+                Request::new(name.to_owned(), shown.names.clone(), shown.addresses.clone())
+            }
             None => Request::new(entry.host.name.clone(), vec![entry.host.name.clone()], vec![entry.peer]),
         };
         let csr = self.signing_request(&entry.host).await?;

@@ -147,6 +147,11 @@ impl PresentedCertificate {
         })
     }
 
+    /// The subject's common name.
+    pub fn common_name(&self) -> Option<&str> {
+        self.subject.split(',').find_map(|part| part.trim().strip_prefix("CN="))
+    }
+
     /// Renew it when this is true of `ca.framework.cert.expiry.alert.period` (15 days).
     pub fn expires_within(&self, period: Duration, now: OffsetDateTime) -> bool {
         self.not_after - now < period

@@ -89,11 +89,7 @@ impl Connect<'_> {
             avoid_ms_host_list: Some(Vec::new()),
             lb_algorithm: differs.then(|| self.settings.lb_algorithm.clone()),
             lb_check_interval: i64::try_from(self.settings.lb_check_interval.as_secs()).ok(),
-            arch: Some(if host.arch.is_empty() {
-                "x86_64".into()
-            } else {
-                host.arch.clone()
-            }),
+            arch: Some(host.arch.clone()),
             ..self.identity()
         };
         if let Err(error) = self.send(Command::new(ready)).await {

@@ -53,9 +53,8 @@ pub(crate) async fn facts(
     {
         return Err(End::Refused(format!("{name:?} is not an instance name such as s-1-VM")));
     }
-    let is_named = |shown: &PresentedCertificate| {
-        shown.names.contains(&name) || shown.subject.split(',').any(|part| part.trim() == format!("CN={name}"))
-    };
+    let is_named =
+        |shown: &PresentedCertificate| shown.names.contains(&name) || shown.common_name() == Some(name.as_str());
     if let (Strictness::Required, Some(shown)) = (shared.settings.strictness, certificate)
         && !is_named(shown)
     {

@@ -225,6 +225,39 @@ async fn a_certificate_is_provisioned_over_the_link_and_then_required() {
     server.stop().await;
 }
 
+/// The holder of the certificate of `s-1-VM` calls himself `s-2-VM`: what he gets is again that of `s-1-VM`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_has_the_name_of_the_old_one() {
+    let (data, files) = (tempdir().unwrap(), tempdir().unwrap());
+    let server = TestServer::start(data.path(), quick()).await;
+    let agent = TestAgent::start(ssvm(1, server.address, &files));
+    let host = server.host_in(HostStatus::Up).await;
+    server.provision.provision(host.id, false).await.unwrap();
+    agent.stop().await;
+
+    let impostor = TestAgent::start(ssvm(2, server.address, &files));
+    until("the impostor is Up", || async {
+        let hosts = server.store.hosts().await.unwrap();
+        hosts
+            .iter()
+            .any(|host| host.name == "s-2-VM" && server.agents.is_up(host.id))
+    })
+    .await;
+    let hosts = server.store.hosts().await.unwrap();
+    let second = hosts.iter().find(|host| host.name == "s-2-VM").unwrap();
+    server.provision.provision(second.id, false).await.unwrap();
+    let subjects = server
+        .store
+        .certificates()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|issued| issued.subject);
+    assert_eq!(subjects.collect::<Vec<_>>(), ["CN=s-1-VM", "CN=s-1-VM"]);
+    impostor.stop().await;
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_another_ca_does_not_believe_the_server() {
     let (data, other, files) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
