@@ -11,6 +11,7 @@ pub mod exec;
 pub mod exit;
 /// Replacing files whole and reading them with a limit.
 pub mod files;
+pub mod http;
 /// Log lines on standard error, for people, the journal or programs.
 pub mod logging;
 /// Being asked to stop.

@@ -1,0 +1,3 @@
+//! Console proxy.
+
+fn main() {}

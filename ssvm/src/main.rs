@@ -1,0 +1,3 @@
+//! Secondary storage.
+
+fn main() {}
