@@ -1,1 +1,13 @@
-//! Tests from outside.
+//! Tests of the built programs, from outside: what a user, a client or a browser sees.
+//!
+//! | module | |
+//! |---|---|
+//! | [`programs`] | where the built programs are |
+//! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
+//! | [`wait`] | waiting for a condition, with a limit |
+//! | [`zone`] | a zone of plain processes in a directory of its own |
+
+pub mod programs;
+pub mod source;
+pub mod wait;
+pub mod zone;
