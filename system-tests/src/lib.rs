@@ -7,6 +7,8 @@
 //! | [`wait`] | waiting for a condition, with a limit |
 //! | [`zone`] | a zone of plain processes in a directory of its own |
 
+#![expect(clippy::panic, clippy::print_stdout, reason = "this crate is all tests")]
+
 pub mod programs;
 pub mod source;
 pub mod wait;

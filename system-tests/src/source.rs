@@ -116,8 +116,7 @@ impl Content {
             digest.update(&piece);
             position += PIECE;
         }
-        let digits: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{{SHA-512}}{digits}")
+        format!("{{SHA-512}}{:x}", digest.finalize())
     }
 
     /// Bytes it says it has.

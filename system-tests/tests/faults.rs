@@ -26,8 +26,7 @@ fn sha512(path: &Path) -> String {
     loop {
         let length = file.read(&mut block).unwrap();
         if length == 0 {
-            let digits: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            return format!("{{SHA-512}}{digits}");
+            return format!("{{SHA-512}}{:x}", digest.finalize());
         }
         digest.update(&block[..length]);
     }
