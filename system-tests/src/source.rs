@@ -1,6 +1,7 @@
 //! A web server on loopback with images to download.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -116,7 +117,7 @@ impl Content {
             digest.update(&piece);
             position += PIECE;
         }
-        format!("{{SHA-512}}{:x}", digest.finalize())
+        checksum_of(digest)
     }
 
     /// Bytes it says it has.
@@ -224,6 +225,15 @@ fn paced(content: Content, start: u64, shared: Arc<Shared>) -> Body {
         },
     );
     StreamBody::new(pieces).boxed_unsync()
+}
+
+/// A finished digest, as CloudStack's API takes a checksum.
+pub fn checksum_of(digest: Sha512) -> String {
+    let mut checksum = "{SHA-512}".to_owned();
+    for byte in digest.finalize() {
+        let _ = write!(checksum, "{byte:02x}"); // a String takes all
+    }
+    checksum
 }
 
 #[cfg(test)]
