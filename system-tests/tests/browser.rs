@@ -1,5 +1,7 @@
 //! The browser harness itself: what tests believe of a page has to be true.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! What a download survives.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
