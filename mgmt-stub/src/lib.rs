@@ -12,6 +12,8 @@
 //! | `link` | TLS, chunks, messages |
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
+//! | [`instance_state`] | the states of an instance |
+//! | [`download_state`] | how far a template is |
 //! | [`store`] | SQLite: everything that outlives the process |
 //! | [`ca`] | the certificate authority |
 //! | [`certificates`] | certificates over the agent link |
@@ -22,8 +24,10 @@ pub mod ca;
 pub mod certificates;
 pub mod client_auth;
 mod connect;
+pub mod download_state;
 pub mod hooks;
 pub mod host_status;
+pub mod instance_state;
 mod link;
 mod random;
 pub mod server;

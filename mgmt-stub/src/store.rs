@@ -21,19 +21,28 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::host_status::Rejected;
+use crate::instance_state::{self, InstanceState};
+use crate::download_state;
 use host::HostType;
 use id::HostId;
 
 /// Certificates that were issued, and which of them are revoked.
 pub mod certificate;
+mod command_log;
+/// Who looks at which screen.
+pub mod console_session;
 /// System VM agents that are, or were, connected.
 pub mod host;
 /// Row numbers.
 pub mod id;
 /// Secondary storage.
 pub mod image_store;
+/// System VMs and user VMs.
+pub mod instance;
 mod row;
 mod setting;
+/// Templates and ISOs.
+pub mod template;
 /// Zones and pods.
 pub mod zone;
 
@@ -41,7 +50,10 @@ const DATABASE: &str = "mgmt-stub.sqlite3";
 /// A file of its own: SQLite's locks on the database vanish when anybody in the process closes another handle to it.
 const LOCK: &str = "mgmt-stub.lock";
 /// The version each makes, and how. Published ones never change; a new idea is a new file.
-const MIGRATIONS: Migrations = &[(1, include_str!("store/migrations/0001_zones_and_hosts.sql"))];
+const MIGRATIONS: Migrations = &[
+    (1, include_str!("store/migrations/0001_zones_and_hosts.sql")),
+    (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
+];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.
 const QUEUE_LEN: usize = 256;
@@ -102,6 +114,14 @@ pub enum StoreError {
     NoSuchHost(HostId),
     #[error(transparent)]
     Rejected(#[from] Rejected),
+    #[error(transparent)]
+    NoInstanceTransition(#[from] instance_state::NoTransition),
+    #[error(transparent)]
+    NoDownloadTransition(#[from] download_state::NoTransition),
+    #[error("{name} is not {state} any more: somebody else has changed it just now; look again")]
+    LostRace { name: String, state: InstanceState },
+    #[error("all ports from {first} on are given to console proxies")]
+    NoConsolePort { first: u16 },
     #[error("guid {guid} belongs to host {host}, which is a {kind}")]
     GuidTaken { guid: String, host: HostId, kind: HostType },
 }

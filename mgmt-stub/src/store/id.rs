@@ -47,4 +47,11 @@ ids! {
     /// Boot argument `pod=`.
     PodId
     ImageStoreId
+    UserId
+    AccountId
+    InstanceId
+    TemplateId
+    TemplateStoreId
+    ConsoleSessionId
+    CommandLogId
 }
