@@ -20,16 +20,20 @@
 //! | [`client_auth`] | which client certificates are good |
 
 pub mod agents;
+pub mod boot_line;
 pub mod ca;
 pub mod certificates;
 pub mod client_auth;
 mod connect;
+pub mod console;
 pub mod download_state;
+pub mod driver;
 pub mod hooks;
 pub mod host_status;
 pub mod instance_state;
 mod link;
 mod random;
+pub mod scanner;
 pub mod server;
 mod session;
 pub mod settings;
