@@ -191,6 +191,16 @@ impl Store {
         .await
     }
 
+    /// Those that are removed, newest first; for what may be left of them on stores.
+    pub async fn deleted_templates(&self) -> Result<Vec<Template>, StoreError> {
+        self.read(|transaction| {
+            let sql = "SELECT * FROM template WHERE removed IS NOT NULL ORDER BY id DESC LIMIT 10000";
+            let mut statement = transaction.prepare_cached(sql)?;
+            Ok(statement.query_map([], template)?.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// Also if it is removed.
     pub async fn template(&self, id: TemplateId) -> Result<Option<Template>, StoreError> {
         self.read(move |transaction| {
