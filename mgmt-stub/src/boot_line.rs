@@ -225,8 +225,13 @@ mod tests {
             " template=domP type=consoleproxy host=192.0.2.10,192.0.2.11 port=8250 name=v-2-VM zone=1 pod=1 \
              guid=Proxy.2 proxy_vm=2 disable_rp_filter=true authorized_key="
         ));
-        let Role::ConsoleProxy(read) = read(&line).role else { panic!() };
-        assert_eq!((read.proxy_vm, read.console_port.get(), read.agent.guid.as_str()), (2, 8080, "Proxy.2"));
+        let Role::ConsoleProxy(read) = read(&line).role else {
+            panic!()
+        };
+        assert_eq!(
+            (read.proxy_vm, read.console_port.get(), read.agent.guid.as_str()),
+            (2, 8080, "Proxy.2")
+        );
         assert_eq!(read.agent.keystore_password.unwrap().expose(), "pass word");
     }
 
@@ -240,7 +245,9 @@ mod tests {
         let mut machine = machine("s-1-VM");
         machine.authorized_key = None;
         let line = secondary_storage(&machine, &ssvm);
-        let Role::SecondaryStorage(read) = read(&line).role else { panic!() };
+        let Role::SecondaryStorage(read) = read(&line).role else {
+            panic!()
+        };
         assert_eq!(read.agent.guid, "s-1-VM");
         assert_eq!(read.nfs_version.as_deref(), Some("4.1"));
         assert_eq!(read.stores, ["198.51.100.5"]);

@@ -149,7 +149,12 @@ impl Connect<'_> {
         let templates = self.store.templates().await?;
         let deleted = self.store.deleted_templates().await?;
         let findings = template_sync::compare(store.id, &templates, &deleted, &listed);
-        info!(store = store.name, listed = listed.len(), changes = findings.len(), "Templates on the image store");
+        info!(
+            store = store.name,
+            listed = listed.len(),
+            changes = findings.len(),
+            "Templates on the image store"
+        );
         for finding in findings {
             if let Some(delete) = template_sync::apply(self.store, store, finding).await? {
                 self.send_or_warn(delete).await;
@@ -287,7 +292,10 @@ pub(crate) async fn vm_setup(store: &Store, more: &[String]) -> Result<SecStorag
     let password = store
         .setting_or_insert_with("secstorage.copy.password", || random::letters(12))
         .await?;
-    let sites = store.setting("secstorage.allowed.internal.sites").await?.unwrap_or_default();
+    let sites = store
+        .setting("secstorage.allowed.internal.sites")
+        .await?
+        .unwrap_or_default();
     let sites = sites.split(',').map(str::trim).filter(|site| !site.is_empty());
     Ok(SecStorageVMSetupCommand {
         allowed_internal_sites: Some(sites.map(str::to_owned).chain(more.iter().cloned()).collect()),

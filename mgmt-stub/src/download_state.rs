@@ -72,7 +72,9 @@ pub struct NoTransition {
 
 /// The text is no state.
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is not a state of a download; there are NOT_DOWNLOADED, DOWNLOAD_IN_PROGRESS, DOWNLOADED, DOWNLOAD_ERROR and ABANDONED")]
+#[error(
+    "{0:?} is not a state of a download; there are NOT_DOWNLOADED, DOWNLOAD_IN_PROGRESS, DOWNLOADED, DOWNLOAD_ERROR and ABANDONED"
+)]
 pub struct BadDownloadState(String);
 
 impl DownloadState {
@@ -186,10 +188,43 @@ mod tests {
     #[test]
     fn only_the_listed_transitions_succeed() {
         let listed = [
-            (NotDownloaded, [Some(InProgress), Some(Downloaded), Some(Error), Some(NotDownloaded), Some(Abandoned), Some(NotDownloaded)]),
-            (InProgress, [Some(InProgress), Some(Downloaded), Some(Error), None, Some(Abandoned), None]),
-            (Downloaded, [None, Some(Downloaded), None, None, None, Some(NotDownloaded)]),
-            (Error, [Some(InProgress), Some(Downloaded), Some(Error), Some(NotDownloaded), Some(Abandoned), None]),
+            (
+                NotDownloaded,
+                [
+                    Some(InProgress),
+                    Some(Downloaded),
+                    Some(Error),
+                    Some(NotDownloaded),
+                    Some(Abandoned),
+                    Some(NotDownloaded),
+                ],
+            ),
+            (
+                InProgress,
+                [
+                    Some(InProgress),
+                    Some(Downloaded),
+                    Some(Error),
+                    None,
+                    Some(Abandoned),
+                    None,
+                ],
+            ),
+            (
+                Downloaded,
+                [None, Some(Downloaded), None, None, None, Some(NotDownloaded)],
+            ),
+            (
+                Error,
+                [
+                    Some(InProgress),
+                    Some(Downloaded),
+                    Some(Error),
+                    Some(NotDownloaded),
+                    Some(Abandoned),
+                    None,
+                ],
+            ),
             (Abandoned, [None, None, None, None, Some(Abandoned), None]),
         ];
         for (state, after) in listed {
@@ -229,12 +264,18 @@ mod tests {
         };
         let hear = |status, text, path| heard(&answer(status, text, path), Some("j1")).unwrap();
         use DownloadStatus as Status;
-        assert_eq!(hear(Some(Status::Downloaded), "", "template/tmpl/2/3/a.qcow2"), Heard::Done);
+        assert_eq!(
+            hear(Some(Status::Downloaded), "", "template/tmpl/2/3/a.qcow2"),
+            Heard::Done
+        );
         assert!(matches!(hear(Some(Status::Downloaded), "", ""), Heard::Failed(_)));
         assert_eq!(hear(Some(Status::DownloadInProgress), "", "p"), Heard::Progress);
         assert_eq!(hear(Some(Status::NotDownloaded), "", "p"), Heard::Progress);
         assert_eq!(hear(Some(Status::Unknown), "Cannot find job", ""), Heard::Unknown);
-        assert_eq!(hear(Some(Status::DownloadError), "404\n", ""), Heard::Failed("404".into()));
+        assert_eq!(
+            hear(Some(Status::DownloadError), "404\n", ""),
+            Heard::Failed("404".into())
+        );
         assert!(matches!(hear(Some(Status::DownloadError), "", ""), Heard::Failed(text) if text.contains("log")));
         assert!(matches!(hear(None, "?", ""), Heard::Failed(_)));
         let other = answer(Some(Status::Downloaded), "", "p");

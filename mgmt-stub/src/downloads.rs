@@ -197,12 +197,17 @@ impl Downloads {
             let up = self.inner.agent_up.notified();
             let Some(agent) = self.an_agent(template.facts.zone).await? else {
                 if row.state == DownloadState::InProgress {
-                    self.fail(&row, DISCONNECTED, Some(OffsetDateTime::now_utc()), false).await?;
+                    self.fail(&row, DISCONNECTED, Some(OffsetDateTime::now_utc()), false)
+                        .await?;
                 }
                 tokio::time::timeout(LOOK, up).await.ok();
                 continue;
             };
-            let log = self.inner.store.command_sent(agent.host.id, agent.host.name.clone(), "DownloadCommand").await?;
+            let log = self
+                .inner
+                .store
+                .command_sent(agent.host.id, agent.host.name.clone(), "DownloadCommand")
+                .await?;
             let round = self.round(row, &template, &store, &agent).await;
             self.inner.store.command_ended(log).await?;
             if matches!(round?, Next::Finished) {
@@ -221,7 +226,10 @@ impl Downloads {
     ) -> Result<Next, StoreError> {
         if row.state == DownloadState::Error {
             let attempt = row.attempt;
-            match self.record(&row, DownloadEvent::Retry, row.progress.clone(), attempt, None).await? {
+            match self
+                .record(&row, DownloadEvent::Retry, row.progress.clone(), attempt, None)
+                .await?
+            {
                 Some(retried) => row = retried,
                 None => return Ok(Next::Finished),
             }
@@ -237,7 +245,8 @@ impl Downloads {
         loop {
             match self.ask(agent, &question, job.as_deref()).await {
                 Asked::Gone => {
-                    self.fail(&row, DISCONNECTED, Some(OffsetDateTime::now_utc()), false).await?;
+                    self.fail(&row, DISCONNECTED, Some(OffsetDateTime::now_utc()), false)
+                        .await?;
                     return Ok(Next::Again);
                 }
                 Asked::Silent => {
@@ -248,7 +257,10 @@ impl Downloads {
                     let mut now = news(&row.progress, &answer);
                     now.rate = rate.measure(now.bytes);
                     job = now.job.clone();
-                    let Some(moved) = self.record(&row, DownloadEvent::Progress, now, row.attempt, None).await? else {
+                    let Some(moved) = self
+                        .record(&row, DownloadEvent::Progress, now, row.attempt, None)
+                        .await?
+                    else {
                         return Ok(Next::Finished);
                     };
                     row = moved;
@@ -292,7 +304,8 @@ impl Downloads {
         while let Some(limit) = patience(start.elapsed()) {
             match agent.send(vec![question.clone()], limit).await {
                 Ok(answers) => {
-                    if let Some((answer, heard)) = answers.into_iter().next().and_then(|answer| understood(answer, job)) {
+                    if let Some((answer, heard)) = answers.into_iter().next().and_then(|answer| understood(answer, job))
+                    {
                         return Asked::Answer(Box::new(answer), heard);
                     }
                     debug!("An answer about another download, ignoring it");
@@ -313,8 +326,15 @@ impl Downloads {
         store: &ImageStore,
     ) -> Result<(), StoreError> {
         let (size, physical_size) = (progress.size, progress.physical_size);
-        info!(name = template.facts.name, store = store.name, size, physical_size, "Template downloaded");
-        self.record(row, DownloadEvent::Done, progress, row.attempt, None).await?;
+        info!(
+            name = template.facts.name,
+            store = store.name,
+            size,
+            physical_size,
+            "Template downloaded"
+        );
+        self.record(row, DownloadEvent::Done, progress, row.attempt, None)
+            .await?;
         Ok(())
     }
 
@@ -325,8 +345,18 @@ impl Downloads {
         if next.is_none() {
             let facts = &template.facts;
             let (count, name) = (row.attempt, &facts.name);
-            let text = format!("{} {name} cannot be downloaded, tried {count} times: {text}", words_of(facts.kind).1);
-            alerts::record(&self.inner.store, AlertType::UPLOAD_FAILED, Some(facts.zone), None, text).await;
+            let text = format!(
+                "{} {name} cannot be downloaded, tried {count} times: {text}",
+                words_of(facts.kind).1
+            );
+            alerts::record(
+                &self.inner.store,
+                AlertType::UPLOAD_FAILED,
+                Some(facts.zone),
+                None,
+                text,
+            )
+            .await;
         }
         Ok(())
     }
@@ -339,7 +369,12 @@ impl Downloads {
         next: Option<OffsetDateTime>,
         counts: bool,
     ) -> Result<(), StoreError> {
-        warn!(reason = text, attempt = row.attempt, again = next.is_some(), "Download failed");
+        warn!(
+            reason = text,
+            attempt = row.attempt,
+            again = next.is_some(),
+            "Download failed"
+        );
         let progress = Progress {
             error: Some(text.to_owned()),
             rate: None,
@@ -359,7 +394,12 @@ impl Downloads {
         attempt: u32,
         next: Option<OffsetDateTime>,
     ) -> Result<Option<TemplateStore>, StoreError> {
-        match self.inner.store.download_event(row.id, event, progress, attempt, next).await {
+        match self
+            .inner
+            .store
+            .download_event(row.id, event, progress, attempt, next)
+            .await
+        {
             Err(StoreError::NoDownloadTransition(rejected)) => {
                 info!(%rejected, "A download has ended in another way");
                 Ok(None)
@@ -435,7 +475,8 @@ impl Downloads {
         };
         let agent = self.an_agent(template.facts.zone).await?;
         if row.state != DownloadState::Downloaded {
-            self.record(&row, DownloadEvent::Abort, row.progress.clone(), row.attempt, None).await?;
+            self.record(&row, DownloadEvent::Abort, row.progress.clone(), row.attempt, None)
+                .await?;
             if let (Some(job), Some(agent)) = (&row.progress.job, &agent) {
                 let command = self.command(template, &store);
                 self.say(agent, progress(&command, job, DownloadRequest::Abort)).await;
@@ -446,7 +487,11 @@ impl Downloads {
             }
         }
         let agent = agent.ok_or(DeleteError::NoAgent)?;
-        let path = row.progress.install_path.clone().unwrap_or_else(|| directory_of(template));
+        let path = row
+            .progress
+            .install_path
+            .clone()
+            .unwrap_or_else(|| directory_of(template));
         let command = Command::new(delete_command(template, &store, path));
         let answers = agent.send(vec![command], DELETE_LIMIT).await?;
         match answers.into_iter().next() {
@@ -457,7 +502,9 @@ impl Downloads {
                 Ok(())
             }
             answer => Err(DeleteError::Refused(
-                answer.and_then(|answer| answer.details).unwrap_or_else(|| "no reason given".into()),
+                answer
+                    .and_then(|answer| answer.details)
+                    .unwrap_or_else(|| "no reason given".into()),
             )),
         }
     }
@@ -475,7 +522,11 @@ impl Downloads {
             if let Err(error) = self.measure_once().await {
                 warn!(error = %chain(&error), "Cannot measure the image stores");
             }
-            let interval = self.inner.configuration.time(&STORAGE_STATS_INTERVAL).max(Duration::from_millis(100));
+            let interval = self
+                .inner
+                .configuration
+                .time(&STORAGE_STATS_INTERVAL)
+                .max(Duration::from_millis(100));
             let mut settings = self.inner.configuration.changes();
             settings.borrow_and_update();
             tokio::select! {
@@ -509,7 +560,11 @@ impl Downloads {
                         let (used, total) = (stats.used_bytes.max(0), stats.capacity_bytes.max(0));
                         self.inner.store.set_image_store_size(store.id, used, total).await?;
                     }
-                    Ok(Some(answer)) => warn!(store = store.name, details = answer.details, "Cannot measure an image store"),
+                    Ok(Some(answer)) => warn!(
+                        store = store.name,
+                        details = answer.details,
+                        "Cannot measure an image store"
+                    ),
                     Ok(None) => {}
                     Err(error) => warn!(store = store.name, %error, "Cannot measure an image store"),
                 }
@@ -545,11 +600,16 @@ impl Downloads {
     async fn tell(&self, agent: &Arc<Entry>, setup: SecStorageVMSetupCommand) {
         let answers = agent.send(vec![Command::new(setup)], STATS_LIMIT).await;
         let problem = match answers.map(|answers| answers.into_iter().next()) {
-            Ok(Some(answer)) if answer.result => return info!(name = agent.host.name, "Told the allowed internal sites"),
+            Ok(Some(answer)) if answer.result => {
+                return info!(name = agent.host.name, "Told the allowed internal sites");
+            }
             Ok(answer) => answer.and_then(|answer| answer.details).unwrap_or_default(),
             Err(error) => error.to_string(),
         };
-        warn!(name = agent.host.name, problem, "Cannot tell the allowed internal sites; the next connection will");
+        warn!(
+            name = agent.host.name,
+            problem, "Cannot tell the allowed internal sites; the next connection will"
+        );
     }
 
     fn poll_interval(&self) -> Duration {
@@ -680,7 +740,10 @@ fn news(known: &Progress, answer: &DownloadAnswer) -> Progress {
 /// `host[:port]`.
 fn proxy(text: &str) -> Option<Proxy> {
     let text = text.trim();
-    let text = text.split_once("://").map_or(text, |(_, rest)| rest).trim_end_matches('/');
+    let text = text
+        .split_once("://")
+        .map_or(text, |(_, rest)| rest)
+        .trim_end_matches('/');
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (text, PROXY_PORT),
@@ -723,7 +786,11 @@ impl Rate {
 
 /// Rows of one template by its id.
 pub async fn find(store: &Store, id: TemplateId) -> Result<Option<TemplateOnStores>, StoreError> {
-    Ok(store.templates().await?.into_iter().find(|(template, _)| template.id == id))
+    Ok(store
+        .templates()
+        .await?
+        .into_iter()
+        .find(|(template, _)| template.id == id))
 }
 
 #[cfg(test)]

@@ -66,7 +66,9 @@ pub struct NoTransition {
 
 /// The text is no state.
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is not a state of an instance; CloudStack knows Starting, Running, Stopping, Stopped, Destroyed, Expunging, Migrating, Error, Unknown and Shutdown")]
+#[error(
+    "{0:?} is not a state of an instance; CloudStack knows Starting, Running, Stopping, Stopped, Destroyed, Expunging, Migrating, Error, Unknown and Shutdown"
+)]
 pub struct BadInstanceState(String);
 
 impl InstanceState {

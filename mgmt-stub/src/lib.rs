@@ -18,12 +18,24 @@
 //! | [`ca`] | the certificate authority |
 //! | [`certificates`] | certificates over the agent link |
 //! | [`client_auth`] | which client certificates are good |
+//! | [`web`] | what is served over HTTP |
+//! | [`api`] | the HTTP API: its commands |
+//! | [`client`] | asks a running server over its socket |
+//! | [`management`] | what commands work with |
+//! | [`configuration`] | settings |
+//! | [`jobs`] | work that goes on after its caller was answered |
+//! | [`alerts`] | kinds of alerts |
+//! | [`password`] | passwords of users |
 
 pub mod agents;
+pub mod alerts;
+pub mod api;
 pub mod boot_line;
 pub mod ca;
 pub mod certificates;
+pub mod client;
 pub mod client_auth;
+pub mod configuration;
 mod connect;
 pub mod console;
 pub mod download_state;
@@ -32,7 +44,10 @@ pub mod driver;
 pub mod hooks;
 pub mod host_status;
 pub mod instance_state;
+pub mod jobs;
 mod link;
+pub mod management;
+pub mod password;
 mod random;
 pub mod scanner;
 pub mod server;
@@ -42,4 +57,5 @@ mod startup;
 pub mod store;
 pub mod system_vms;
 pub mod template_sync;
+pub mod web;
 pub mod zone;

@@ -126,7 +126,10 @@ pub fn secondary_storage(pool: &[Member], settings: &PoolSettings) -> Action {
         Some(stopped) => Action::Start(stopped.id),
         None => Action::Create(role),
     };
-    let Some(first) = pool.iter().find(|vm| matches!(vm.state, Running | Migrating | Starting)) else {
+    let Some(first) = pool
+        .iter()
+        .find(|vm| matches!(vm.state, Running | Migrating | Starting))
+    else {
         return if pool.iter().any(|vm| vm.state == Stopping) {
             Action::Nothing("one is being stopped")
         } else {
@@ -246,16 +249,25 @@ mod tests {
         assert_eq!(proxies(&[(Running, 41)]), another);
         assert!(matches!(proxies(&[(Running, 50), (Running, 39)]), Action::Nothing(_)));
         assert!(matches!(proxies(&[(Running, 50), (Starting, 0)]), Action::Nothing(_)));
-        assert!(matches!(proxies(&[(Stopping, 0)]), Action::Nothing(_)), "not ready meanwhile");
+        assert!(
+            matches!(proxies(&[(Stopping, 0)]), Action::Nothing(_)),
+            "not ready meanwhile"
+        );
         assert_eq!(proxies(&[(Stopped, 0)]), Action::Start(InstanceId(1)));
         assert_eq!(proxies(&[(Running, 45), (Stopped, 0)]), Action::Start(InstanceId(2)));
         assert_eq!(proxies(&[(Error, 0)]), another);
-        assert!(matches!(proxies(&[(Running, 50); 10]), Action::Nothing(_)), "launch.max");
+        assert!(
+            matches!(proxies(&[(Running, 50); 10]), Action::Nothing(_)),
+            "launch.max"
+        );
         let settings = PoolSettings {
             restart: false,
             ..PoolSettings::CONSOLE_PROXY
         };
-        assert!(matches!(console_proxies(&pool(&[(Stopped, 0)]), &settings), Action::Nothing(_)));
+        assert!(matches!(
+            console_proxies(&pool(&[(Stopped, 0)]), &settings),
+            Action::Nothing(_)
+        ));
     }
 
     #[test]

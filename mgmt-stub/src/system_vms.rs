@@ -107,8 +107,6 @@ struct Scan {
     to_restart: HashMap<InstanceId, OffsetDateTime>,
     /// When each pool is looked at next.
     due: HashMap<InstanceType, Instant>,
-    /// A failed start is not tried at each look, but each time later.
-    failures: HashMap<InstanceType, u32>,
 }
 
 impl SystemVms {
@@ -188,8 +186,14 @@ impl SystemVms {
             self.scan(kind, scan).await?;
         }
         let now = OffsetDateTime::now_utc();
-        let restarts = scan.to_restart.values().map(|at| (*at - now).max(time::Duration::ZERO).unsigned_abs());
-        let scans = scan.due.values().map(|due| due.saturating_duration_since(Instant::now()));
+        let restarts = scan
+            .to_restart
+            .values()
+            .map(|at| (*at - now).max(time::Duration::ZERO).unsigned_abs());
+        let scans = scan
+            .due
+            .values()
+            .map(|due| due.saturating_duration_since(Instant::now()));
         Ok(restarts.chain(scans).min().unwrap_or(TRY_AGAIN))
     }
 
@@ -214,7 +218,11 @@ impl SystemVms {
                 }
                 (Power::On, Starting | Stopping | Stopped | Migrating) => {
                     let event = InstanceEvent::FollowAgentPowerOnReport;
-                    self.inner.store.instance_event(&vm, event, "it was found running").await.ok();
+                    self.inner
+                        .store
+                        .instance_event(&vm, event, "it was found running")
+                        .await
+                        .ok();
                 }
                 (Power::On, Running) if !vm.reason.is_empty() && vm.reason != RUNNING => {
                     self.inner.store.set_instance_reason(vm.id, RUNNING).await?;
@@ -234,7 +242,13 @@ impl SystemVms {
     /// One that should be on has ended.
     async fn ended(&self, vm: &Instance, why: &str, scan: &mut Scan) {
         self.alert(vm, format!("{} ended by itself: {why}", vm.name)).await;
-        self.event(vm, stop_event(vm.kind), Level::Warn, format!("{} ended by itself: {why}", vm.name)).await;
+        self.event(
+            vm,
+            stop_event(vm.kind),
+            Level::Warn,
+            format!("{} ended by itself: {why}", vm.name),
+        )
+        .await;
         let is_wanted = vm.kind != InstanceType::ConsoleProxy || self.inner.configuration.flag(&CONSOLEPROXY_RESTART);
         if !is_wanted {
             return;
@@ -262,7 +276,12 @@ impl SystemVms {
     /// Starts those again that ended by themselves.
     async fn restart(&self, scan: &mut Scan) {
         let now = OffsetDateTime::now_utc();
-        let due: Vec<InstanceId> = scan.to_restart.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        let due: Vec<InstanceId> = scan
+            .to_restart
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in due {
             scan.to_restart.remove(&id);
             let Ok(Some(vm)) = self.inner.store.instance(id).await else {
@@ -275,16 +294,15 @@ impl SystemVms {
             info!(vm = vm.name, "Starting a system VM again that ended by itself");
             if let Err(error) = self.start(id).await {
                 let why = chain(&error).to_string();
-                if let Restart::At(at) | Restart::UsedUp(at) = scan.budgets.entry(vm.kind).or_default().next(now) {
-                    scan.to_restart.insert(id, at.max(now + Duration::from_secs(1)));
-                }
+                let (Restart::At(at) | Restart::UsedUp(at)) = scan.budgets.entry(vm.kind).or_default().next(now);
+                scan.to_restart.insert(id, at.max(now + Duration::from_secs(1)));
                 warn!(vm = vm.name, error = why, "Cannot start a system VM");
             }
         }
     }
 
     /// One pass over one pool: at most one VM is started.
-    async fn scan(&self, kind: InstanceType, scan: &mut Scan) -> Result<(), StoreError> {
+    async fn scan(&self, kind: InstanceType, scan: &Scan) -> Result<(), StoreError> {
         let configuration = &self.inner.configuration;
         let instances = self.inner.store.instances().await?;
         let pool: Vec<&Instance> = instances.iter().filter(|vm| vm.kind == kind).collect();
@@ -339,15 +357,8 @@ impl SystemVms {
             Action::Create(role) => self.create(kind, role).await.map(drop),
             Action::Destroy(id) => self.destroy(id).await,
         };
-        match done {
-            Ok(()) => {
-                scan.failures.remove(&kind);
-            }
-            Err(error) => {
-                let failures = scan.failures.entry(kind).or_default();
-                *failures = failures.saturating_add(1);
-                warn!(%kind, failures = *failures, error = %chain(&error), "Cannot bring up a system VM; trying again at a later scan");
-            }
+        if let Err(error) = done {
+            warn!(%kind, error = %chain(&error), "Cannot bring up a system VM; trying again at the next scan");
         }
         Ok(())
     }
@@ -373,7 +384,8 @@ impl SystemVms {
         let port = (kind == InstanceType::ConsoleProxy).then_some(place.console.port());
         let vm = self.inner.store.create_instance(new, port).await?;
         info!(vm = vm.name, role = vm.role, "System VM created");
-        self.event(&vm, create_event(kind), Level::Info, format!("created {}", vm.name)).await;
+        self.event(&vm, create_event(kind), Level::Info, format!("created {}", vm.name))
+            .await;
         self.start(vm.id).await
     }
 
@@ -388,17 +400,24 @@ impl SystemVms {
             return Ok(vm);
         }
         let store = &self.inner.store;
-        let vm = store.instance_event(&vm, InstanceEvent::StartRequested, "being started").await?;
+        let vm = store
+            .instance_event(&vm, InstanceEvent::StartRequested, "being started")
+            .await?;
         match self.power_on(&vm).await {
             Ok(()) => {
-                let vm = store.instance_event(&vm, InstanceEvent::OperationSucceeded, RUNNING).await?;
-                self.event(&vm, start_event(vm.kind), Level::Info, format!("started {}", vm.name)).await;
+                let vm = store
+                    .instance_event(&vm, InstanceEvent::OperationSucceeded, RUNNING)
+                    .await?;
+                self.event(&vm, start_event(vm.kind), Level::Info, format!("started {}", vm.name))
+                    .await;
                 Ok(vm)
             }
             Err(error) => {
                 let why = chain(&error).to_string();
                 let event = InstanceEvent::OperationFailed;
-                store.instance_event(&vm, event, format!("cannot be started: {why}")).await?;
+                store
+                    .instance_event(&vm, event, format!("cannot be started: {why}"))
+                    .await?;
                 self.alert(&vm, format!("{} cannot be started: {why}", vm.name)).await;
                 Err(error)
             }
@@ -425,9 +444,13 @@ impl SystemVms {
         if vm.state == InstanceState::Stopped {
             return Ok(vm);
         }
-        let vm = store.instance_event(&vm, InstanceEvent::StopRequested, "being stopped").await?;
+        let vm = store
+            .instance_event(&vm, InstanceEvent::StopRequested, "being stopped")
+            .await?;
         match self.inner.driver.stop(&vm.name).await {
-            Ok(()) => Ok(store.instance_event(&vm, InstanceEvent::OperationSucceeded, reason).await?),
+            Ok(()) => Ok(store
+                .instance_event(&vm, InstanceEvent::OperationSucceeded, reason)
+                .await?),
             Err(error) => {
                 let why = format!("cannot be stopped: {}", chain(&error));
                 store.instance_event(&vm, InstanceEvent::OperationFailed, why).await?;
@@ -470,7 +493,11 @@ impl SystemVms {
             self.remove_host(host).await?;
         }
         self.inner.store.remove_instance(vm.id).await?;
-        self.inner.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm.id);
+        self.inner
+            .locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&vm.id);
         info!(vm = vm.name, "System VM removed");
         Ok(())
     }
@@ -481,7 +508,11 @@ impl SystemVms {
         while self.inner.agents.is_connected(host.id) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let removed = self.inner.store.apply_host_event(host.id, HostEvent::Remove, "its VM was destroyed").await;
+        let removed = self
+            .inner
+            .store
+            .apply_host_event(host.id, HostEvent::Remove, "its VM was destroyed")
+            .await;
         match removed {
             Err(StoreError::Rejected(rejected)) => {
                 warn!(host = %host.id, name = host.name, %rejected, "The host of a destroyed system VM stays");
@@ -525,7 +556,10 @@ impl SystemVms {
                     console_port: port,
                 };
                 let listen = SocketAddr::new(place.console.ip(), port);
-                (Purpose::ConsoleProxy { listen }, boot_line::console_proxy(&machine, &proxy))
+                (
+                    Purpose::ConsoleProxy { listen },
+                    boot_line::console_proxy(&machine, &proxy),
+                )
             }
             _ => {
                 let stores = self.inner.store.image_stores(place.zone).await?;
@@ -535,8 +569,12 @@ impl SystemVms {
                     store_hosts: stores.iter().filter_map(|store| host_part(&store.url)).collect(),
                     nfs_version: Some(version).filter(|version| !version.is_empty()),
                 };
-                let local = stores.into_iter().filter_map(|store| Some((store.url, PathBuf::from(store.local_directory?))));
-                let purpose = Purpose::SecondaryStorage { stores: local.collect() };
+                let local = stores
+                    .into_iter()
+                    .filter_map(|store| Some((store.url, PathBuf::from(store.local_directory?))));
+                let purpose = Purpose::SecondaryStorage {
+                    stores: local.collect(),
+                };
                 (purpose, boot_line::secondary_storage(&machine, &ssvm))
             }
         };

@@ -13,7 +13,7 @@ use crate::store::template::{Progress, Template, TemplateOnStores, TemplateStore
 use crate::store::{Store, StoreError};
 
 /// A difference, and what to do about it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Finding {
     /// It is there: take its size and path.
     There(TemplateStore, TemplateProp),
@@ -89,12 +89,22 @@ pub(crate) async fn apply(
             again(store, row).await?;
         }
         Finding::Missing(template, row) => {
-            warn!(name = template.facts.name, store = image_store.name, "Template is gone from the store, downloading it again");
+            warn!(
+                name = template.facts.name,
+                store = image_store.name,
+                "Template is gone from the store, downloading it again"
+            );
             again(store, row).await?;
         }
         Finding::LeftOver(template, found) => {
-            info!(name = template.facts.name, store = image_store.name, "Deleting what is left of a template");
-            return Ok(found.install_path.map(|path| delete_command(&template, image_store, path)));
+            info!(
+                name = template.facts.name,
+                store = image_store.name,
+                "Deleting what is left of a template"
+            );
+            return Ok(found
+                .install_path
+                .map(|path| delete_command(&template, image_store, path)));
         }
     }
     Ok(None)

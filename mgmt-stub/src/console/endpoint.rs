@@ -147,7 +147,10 @@ impl Consoles {
                 state: vm.state,
             });
         }
-        let vnc = vm.vnc.as_ref().ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
+        let vnc = vm
+            .vnc
+            .as_ref()
+            .ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
         let proxy = self.choose(vm).await?.ok_or(NoConsole::NotReady)?;
         let (Some(address), Some(port)) = (proxy.vm.public_ip, proxy.vm.console_port) else {
             return Err(NoConsole::NotReady);
@@ -167,7 +170,10 @@ impl Consoles {
         let allow = AllowConsoleAccessCommand {
             session_uuid: Some(session.to_string()),
         };
-        let told = self.agents.send(proxy.host, vec![Command::new(allow)], ALLOW_LIMIT).await;
+        let told = self
+            .agents
+            .send(proxy.host, vec![Command::new(allow)], ALLOW_LIMIT)
+            .await;
         if let Err(error) = told {
             warn!(proxy = proxy.vm.name, %error, "A console proxy was not told of a new session");
         }
@@ -259,7 +265,9 @@ impl Consoles {
             }
         }
         candidates.retain(|candidate| candidate.vm.active_sessions < max);
-        Ok(candidates.into_iter().min_by_key(|candidate| (candidate.vm.active_sessions, candidate.vm.id)))
+        Ok(candidates
+            .into_iter()
+            .min_by_key(|candidate| (candidate.vm.active_sessions, candidate.vm.id)))
     }
 
     /// Decides about somebody who comes with a token. The proxy is told yes or no, the log why.
@@ -268,10 +276,12 @@ impl Consoles {
         let decided = if again {
             self.reauthenticate(&question).await
         } else {
-            self.authenticate(&question).await.map(|()| ConsoleAccessAuthenticationAnswer {
-                success: true,
-                ..ConsoleAccessAuthenticationAnswer::default()
-            })
+            self.authenticate(&question)
+                .await
+                .map(|()| ConsoleAccessAuthenticationAnswer {
+                    success: true,
+                    ..ConsoleAccessAuthenticationAnswer::default()
+                })
         };
         let session = question.session_uuid.as_deref().unwrap_or_default();
         let (vm, client) = (question.vm_id.as_deref(), question.client_address.as_deref());
@@ -350,7 +360,10 @@ impl Consoles {
         };
         let found = found.filter(|vm| vm.removed.is_none());
         let vm = found.ok_or(Denied::Because("its instance does not exist any more"))?;
-        if matches!(vm.state, InstanceState::Stopped | InstanceState::Destroyed | InstanceState::Error) {
+        if matches!(
+            vm.state,
+            InstanceState::Stopped | InstanceState::Destroyed | InstanceState::Error
+        ) {
             return Err(Denied::Because("its instance is not running"));
         }
         Ok(vm)
@@ -376,7 +389,9 @@ impl Consoles {
             self.store.end_console_sessions(proxy.to_owned(), load.removed).await?;
         }
         let instances = self.store.instances().await?;
-        let found = instances.iter().find(|vm| vm.name == proxy && vm.kind == InstanceType::ConsoleProxy);
+        let found = instances
+            .iter()
+            .find(|vm| vm.name == proxy && vm.kind == InstanceType::ConsoleProxy);
         if let Some(vm) = found
             && vm.last_load.as_deref() != Some(report.as_str())
         {
@@ -400,7 +415,11 @@ impl Books {
         let purge = async {
             loop {
                 let retention = consoles.configuration.time(&CONSOLE_SESSION_CLEANUP_RETENTION);
-                match consoles.store.purge_console_sessions(OffsetDateTime::now_utc() - retention).await {
+                match consoles
+                    .store
+                    .purge_console_sessions(OffsetDateTime::now_utc() - retention)
+                    .await
+                {
                     Ok(0) => {}
                     Ok(count) => info!(count, "Old console sessions deleted"),
                     Err(error) => error!(error = %chain(&error), "Cannot delete old console sessions"),
@@ -436,12 +455,16 @@ impl From<StoreError> for Denied {
 pub fn screen_address(text: &str) -> Result<String, String> {
     let is_name = |text: &str| {
         (1..=253).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
             && !text.starts_with(['-', '.'])
     };
     if text.parse::<IpAddr>().is_ok() || is_name(text) {
         Ok(text.to_owned())
     } else {
-        Err(format!("{text:?} is not an address; write it like 10.0.0.5 or vnc.example.org"))
+        Err(format!(
+            "{text:?} is not an address; write it like 10.0.0.5 or vnc.example.org"
+        ))
     }
 }

@@ -55,7 +55,11 @@ pub fn parse(text: &str) -> Result<Load, BadLoad> {
     let removed = report.removed_sessions.unwrap_or_default();
     Ok(Load {
         sessions: sessions.ok_or(BadLoad::TooMany(count))?,
-        removed: removed.into_iter().flatten().filter_map(|uuid| uuid.parse().ok()).collect(),
+        removed: removed
+            .into_iter()
+            .flatten()
+            .filter_map(|uuid| uuid.parse().ok())
+            .collect(),
     })
 }
 
@@ -70,7 +74,13 @@ mod tests {
         let vectors = include_str!("../../tests/vectors/console/load_report.json");
         let vectors: serde_json::Value = serde_json::from_str(vectors).unwrap();
         let load = |name: &str| parse(vectors[name]["loadInfo"].as_str().unwrap()).unwrap();
-        assert_eq!(load("on_open"), Load { sessions: 1, removed: vec![] });
+        assert_eq!(
+            load("on_open"),
+            Load {
+                sessions: 1,
+                removed: vec![]
+            }
+        );
         let removed = vec!["0f5f9f1a-6a51-4b61-9d0b-2b7f4f4f5a10".parse().unwrap()];
         assert_eq!(load("after_close"), Load { sessions: 0, removed });
     }
@@ -78,7 +88,13 @@ mod tests {
     #[test]
     fn shortened_entries_count_and_nonsense_does_not() {
         let load = parse(r#"{"connections":[{},{"id":7}],"removedSessions":[null,"?"],"new":1}"#).unwrap();
-        assert_eq!(load, Load { sessions: 2, removed: vec![] });
+        assert_eq!(
+            load,
+            Load {
+                sessions: 2,
+                removed: vec![]
+            }
+        );
         assert!(matches!(parse(&" ".repeat(70_000)), Err(BadLoad::TooLong(70_000))));
         let many = format!(r#"{{"connections":[{}1]}}"#, "1,".repeat(20_000));
         assert!(matches!(parse(&many), Err(BadLoad::TooMany(20_001))));

@@ -83,7 +83,10 @@ mod tests {
             assert!(is_good(&key, &subject, text("ticket"), now + Duration::from_mins(1)));
             assert!(!is_good(&key, &subject, text("ticket"), now + Duration::from_mins(2)));
             assert!(!is_good(&key, &subject, text("ticket"), now - Duration::from_mins(1)));
-            let other = Subject { sid: "other", ..subject };
+            let other = Subject {
+                sid: "other",
+                ..subject
+            };
             assert!(!is_good(&key, &other, text("ticket"), now));
             assert!(!is_good(&key, &subject, "", now));
             assert!(!is_good(&key, &subject, "%", now));

@@ -46,7 +46,9 @@ pub struct Content<'a> {
 
 /// A setting is not a key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("setting {0} is not URL-safe Base64 of 16 bytes; remove it from the database and restart the server to get a new one")]
+#[error(
+    "setting {0} is not URL-safe Base64 of 16 bytes; remove it from the database and restart the server to get a new one"
+)]
 pub struct BadKey(pub &'static str);
 
 /// Key and additional data of all tokens of a zone.
@@ -116,7 +118,12 @@ mod tests {
         for case in tokens {
             let text = |member: &str| case[member].as_str().unwrap();
             let nonce = hex(text("nonce_hex")).try_into().unwrap();
-            assert_eq!(sealer().seal(text("json").as_bytes(), nonce), text("token"), "{}", text("name"));
+            assert_eq!(
+                sealer().seal(text("json").as_bytes(), nonce),
+                text("token"),
+                "{}",
+                text("name")
+            );
         }
     }
 

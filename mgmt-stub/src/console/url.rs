@@ -102,7 +102,11 @@ mod tests {
                 fixed: fixed.zip(port),
             };
             let proxy = ip("proxy_ip").or(fixed).unwrap();
-            assert_eq!(Root::new(&settings, proxy, None).prefix(), case["final_prefix"], "{case}");
+            assert_eq!(
+                Root::new(&settings, proxy, None).prefix(),
+                case["final_prefix"],
+                "{case}"
+            );
         }
     }
 

@@ -194,7 +194,10 @@ impl Processes {
                 let settings = SsvmSettings {
                     state_dir: &state,
                     agent_dir: &agent,
-                    store_map: stores.iter().map(|(url, path)| (url.as_str(), path.as_path())).collect(),
+                    store_map: stores
+                        .iter()
+                        .map(|(url, path)| (url.as_str(), path.as_path()))
+                        .collect(),
                 };
                 (&self.inner.programs.ssvm, &agent, toml::to_string(&settings))
             }
@@ -344,7 +347,9 @@ fn end_of(status: ExitStatus) -> String {
 
 /// The process that was started with this file: its path is nobody else's.
 fn find_by_argument(argument: &Path) -> Option<Process> {
-    let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_it = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
@@ -406,7 +411,10 @@ mod tests {
         let path = directory.path().join("log");
         let log = "first\n\u{1b}[31mERROR\u{1b}[0m cannot listen on 10.1.1.5:8080\n\n  \n";
         let _ = files::replace(&path, log, 0o600).unwrap();
-        assert_eq!(last_line(&path).unwrap().unwrap(), "ERROR cannot listen on 10.1.1.5:8080");
+        assert_eq!(
+            last_line(&path).unwrap().unwrap(),
+            "ERROR cannot listen on 10.1.1.5:8080"
+        );
         let _ = files::replace(&path, "x".repeat(100_000), 0o600).unwrap();
         assert_eq!(last_line(&path).unwrap().unwrap().len(), MAX_WORDS);
         let _ = files::replace(&path, "", 0o600).unwrap();

@@ -43,7 +43,8 @@ pub struct NewConsoleSession {
 impl Store {
     pub async fn create_console_session(&self, new: NewConsoleSession) -> Result<ConsoleSession, StoreError> {
         self.write(move |transaction| {
-            let sql = "INSERT INTO console_session (uuid, account_id, user_id, instance_id, proxy, creator_address, created)
+            let sql =
+                "INSERT INTO console_session (uuid, account_id, user_id, instance_id, proxy, creator_address, created)
                        VALUES (:uuid, :account, :user, :instance, :proxy, :creator, :now) RETURNING *";
             let params = named_params! {
                 ":uuid": new.uuid.to_string(), ":account": new.account, ":user": new.user,

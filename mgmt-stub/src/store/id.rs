@@ -54,4 +54,8 @@ ids! {
     TemplateStoreId
     ConsoleSessionId
     CommandLogId
+    DomainId
+    EventId
+    AlertId
+    JobId
 }

@@ -228,7 +228,12 @@ impl Store {
     }
 
     /// What a console proxy reports: its sessions, and the report as it came.
-    pub async fn record_console_load(&self, proxy: InstanceId, sessions: u32, report: String) -> Result<(), StoreError> {
+    pub async fn record_console_load(
+        &self,
+        proxy: InstanceId,
+        sessions: u32,
+        report: String,
+    ) -> Result<(), StoreError> {
         self.write(move |transaction| {
             let sql = "UPDATE instance SET active_sessions = ?, last_load = ? WHERE id = ?";
             transaction.execute(sql, params![sessions, report, proxy])?;

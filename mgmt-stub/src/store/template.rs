@@ -155,7 +155,8 @@ impl Store {
             let unique_name = format!("{id}-{}-{}", facts.account, Uuid::new_v4());
             let sql = "UPDATE template SET unique_name = ? WHERE id = ? RETURNING *";
             let created = transaction.query_row(sql, params![unique_name, id], template)?;
-            let sql = "INSERT INTO template_store (template_id, store_id, state, updated) VALUES (?, ?, ?, ?) RETURNING *";
+            let sql =
+                "INSERT INTO template_store (template_id, store_id, state, updated) VALUES (?, ?, ?, ?) RETURNING *";
             let mut statement = transaction.prepare_cached(sql)?;
             let state = DownloadState::NotDownloaded.as_str();
             let rows = stores
@@ -383,7 +384,9 @@ impl FromStr for TemplateKind {
     type Err = BadTemplateKind;
 
     fn from_str(text: &str) -> Result<Self, BadTemplateKind> {
-        let found = [Self::Template, Self::Iso].into_iter().find(|kind| kind.as_str() == text);
+        let found = [Self::Template, Self::Iso]
+            .into_iter()
+            .find(|kind| kind.as_str() == text);
         found.ok_or_else(|| BadTemplateKind(text.to_owned()))
     }
 }
