@@ -13,10 +13,12 @@ use hyper_util::rt::TokioIo;
 use mgmt_stub::agents::Agents;
 use mgmt_stub::api::Api;
 use mgmt_stub::client::{Client, ClientError};
+use mgmt_stub::configuration::Configuration;
 use mgmt_stub::management::Management;
 use mgmt_stub::password;
 use mgmt_stub::store::Store;
 use mgmt_stub::web::WebServer;
+use mgmt_stub::zone::Zone;
 use protocol::secret::Secret;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -70,7 +72,10 @@ impl Server {
     async fn start_in(directory: TempDir) -> Self {
         let store = Store::open(directory.path()).unwrap();
         let agents = Agents::new(store.clone());
-        let management = Arc::new(Management::new(store, agents).await.unwrap());
+        let configuration = Configuration::load(store.clone()).await.unwrap();
+        let (zone, _books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), None);
+        let management = Management::new(store, agents, configuration, zone).await.unwrap();
+        let management = Arc::new(management);
         let web = WebServer::bind((Ipv4Addr::LOCALHOST, 0).into(), directory.path())
             .await
             .unwrap();
