@@ -84,6 +84,12 @@ async fn cs_lists_pages_waits_for_jobs_and_is_told_what_is_wrong() {
     let unknown = "The given command 'frobnicate' either does not exist, is not available for user, or not available \
                    from ip address";
     let wanted = json!({
+        "registered": ["cirros", "CirrOS ~ 1/2", false, "zone1"],
+        "listed": [true],
+        "deleted": { "success": true },
+        "listed_then": [],
+        "no_such_template": seen["no_such_template"],
+        "bad_url": 431,
         "zones": ["zone1"],
         "tagged": { "success": true },
         "value": true,
@@ -108,6 +114,7 @@ async fn libcloud_lists_what_there_is_and_tags_it() {
     let (host, port) = server.address.rsplit_once(':').unwrap();
     let seen = python.run("libcloud_client.py", &[host, port, &key, &secret]).await;
     let wanted = json!({
+        "images": [["cirros", "KVM", "QCOW2"]],
         "locations": ["zone1"],
         "networks": 0,
         "volumes": 0,
