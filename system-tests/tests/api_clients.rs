@@ -22,10 +22,13 @@ impl Server {
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
+        let store = directory.path().join("store");
+        std::fs::create_dir(&store).unwrap();
         let running = Cmd::new(built("mgmt-stub"))
             .arg("--data-dir")
             .arg(directory.path().join("data"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--local-store"])
+            .arg(store)
             .env("SYSVM_LOG", "info")
             .env("SYSVM_LOG_FORMAT", "json")
             .spawn(&log)
@@ -114,7 +117,7 @@ async fn libcloud_lists_what_there_is_and_tags_it() {
     let (host, port) = server.address.rsplit_once(':').unwrap();
     let seen = python.run("libcloud_client.py", &[host, port, &key, &secret]).await;
     let wanted = json!({
-        "images": [["cirros", "KVM", "QCOW2"]],
+        "images": [], // it asks for executable ones, and nothing can be downloaded without an SSVM
         "locations": ["zone1"],
         "networks": 0,
         "volumes": 0,
