@@ -116,7 +116,7 @@ impl Content {
             digest.update(&piece);
             position += PIECE;
         }
-        format!("{{SHA-512}}{:x}", digest.finalize())
+        checksum(digest)
     }
 
     /// Bytes it says it has.
@@ -139,6 +139,14 @@ impl Content {
             Self::Noise { .. } => noise(position..position + length),
         }
     }
+}
+
+/// A finished digest as CloudStack's API takes a checksum.
+pub fn checksum(digest: Sha512) -> String {
+    let digits = digest.finalize();
+    digits
+        .iter()
+        .fold("{SHA-512}".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Eight bytes for each multiple of eight: splitmix64 of the position.

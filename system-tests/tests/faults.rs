@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use platform::exec::Cmd;
 use sha2::{Digest, Sha512};
-use system_tests::source::{Content, Source};
+use system_tests::source::{Content, Source, checksum};
 use system_tests::wait;
 use system_tests::zone::Zone;
 
@@ -26,7 +26,7 @@ fn sha512(path: &Path) -> String {
     loop {
         let length = file.read(&mut block).unwrap();
         if length == 0 {
-            return format!("{{SHA-512}}{:x}", digest.finalize());
+            return checksum(digest);
         }
         digest.update(&block[..length]);
     }
