@@ -1,5 +1,11 @@
 //! What a download survives.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests; what is printed is read when one fails"
+)]
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
