@@ -16,18 +16,34 @@
 //! | [`ca`] | the certificate authority |
 //! | [`certificates`] | certificates over the agent link |
 //! | [`client_auth`] | which client certificates are good |
+//! | [`web`] | what is served over HTTP |
+//! | [`api`] | the HTTP API: its commands |
+//! | [`client`] | asks a running server over its socket |
+//! | [`management`] | what commands work with |
+//! | [`configuration`] | settings |
+//! | [`jobs`] | work that goes on after its caller was answered |
+//! | [`alerts`] | kinds of alerts |
+//! | [`password`] | passwords of users |
 
 pub mod agents;
+pub mod alerts;
+pub mod api;
 pub mod ca;
 pub mod certificates;
+pub mod client;
 pub mod client_auth;
+pub mod configuration;
 mod connect;
 pub mod hooks;
 pub mod host_status;
+pub mod jobs;
 mod link;
+pub mod management;
+pub mod password;
 mod random;
 pub mod server;
 mod session;
 pub mod settings;
 mod startup;
 pub mod store;
+pub mod web;

@@ -10,17 +10,23 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mgmt_stub::ca::{Ca, Presented, Request, Signed};
+use mgmt_stub::client::Client;
 use mgmt_stub::client_auth::{Expired, Strictness};
 use mgmt_stub::hooks::NoInstances;
+use mgmt_stub::management::Management;
+use mgmt_stub::password;
 use mgmt_stub::server::{Fixed, Server};
 use mgmt_stub::settings::Settings;
 use mgmt_stub::store::host::Host;
 use mgmt_stub::store::{OpenError, Store};
+use mgmt_stub::web::WebServer;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use platform::{crypto, exit, files, logging, shutdown};
 use protocol::boot::HostList;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// The management server of a zone: keeps the agents of its system VMs.
@@ -53,12 +59,48 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Call a command of the running server's API, over its socket, as administrator.
+    Api(Api),
+    /// Make a new password for the administrator and print it, also while the server runs. It is good for one login,
+    /// after which he chooses another; his sessions end.
+    ResetAdminPassword,
     /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
     IssueCertificate(IssueCertificate),
 }
 
+/// The answer is printed as JSON; a job's result when it is over. What the server refuses is told on standard error, and
+/// the exit code is 1.
+///
+/// Examples:
+///   mgmt-stub api listZones
+///   mgmt-stub api listEvents level=ERROR page=1 pagesize=10
+///   mgmt-stub api updateConfiguration name=storage.stats.interval value=30000
+///   mgmt-stub api createTags resourcetype=Zone resourceids=UUID tags[0].key=color tags[0].value=blue
+///   mgmt-stub api listApis name=listEvents     (what a command takes)
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+struct Api {
+    /// Name of the command, such as listZones.
+    command: String,
+    /// Parameters.
+    #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+    parameters: Vec<(String, String)>,
+    /// Print the job's id instead of waiting for its end.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it like name=value")?;
+    Ok((key.into(), value.into()))
+}
+
 #[derive(Debug, Args)]
 struct Serve {
+    /// Address and port of the HTTP API and the web page. Browsers and clients of other machines reach it only when this
+    /// is an address of a network; it is not encrypted, so put a TLS proxy in front then.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    http: SocketAddr,
     /// Address and port for agents.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8250")]
     listen: SocketAddr,
@@ -180,6 +222,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(arguments) => serve(&cli.data_dir, arguments).await,
         Command::Hosts { json } => hosts(&cli.data_dir, json).await,
+        Command::Api(arguments) => api(&cli.data_dir, arguments).await,
+        Command::ResetAdminPassword => reset_admin_password(&cli.data_dir).await,
         Command::IssueCertificate(arguments) => issue_certificate(&cli.data_dir, arguments).await,
     }
 }
@@ -224,9 +268,10 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         Present::Ca => Presented::CaCertificate,
     };
     info!(version = env!("CARGO_PKG_VERSION"), ?settings, data_dir = %data_dir.display(), "Effective configuration");
+    let web = WebServer::bind(arguments.http, data_dir).await?;
     let server = Server::bind(
         arguments.listen,
-        store,
+        store.clone(),
         ca,
         presented,
         settings,
@@ -234,9 +279,72 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         Fixed::default(),
     )
     .await?;
+    let management = Arc::new(Management::new(store, server.agents()).await?);
+    let administrator = management.store.administrator().await?.user;
+    if administrator.password_hash.is_none() {
+        let command = format!("mgmt-stub --data-dir {} reset-admin-password", data_dir.display());
+        info!(
+            user = administrator.username,
+            command, "The administrator has no password yet; this makes one"
+        );
+    }
     info!(listen = %server.local_addr()?, id = server.id(), "Serving agents");
-    server.serve(stop).await;
+    info!(listen = %web.local_addr()?, "Serving the API at /client/api");
+    let stopping = CancellationToken::new();
+    let mut background = JoinSet::new();
+    background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
+    let (purging, until) = (Arc::clone(&management), stopping.clone());
+    background.spawn(async move { purging.purge(until).await });
+    server
+        .serve(async move {
+            stop.await;
+            stopping.cancel();
+        })
+        .await;
+    while background.join_next().await.is_some() {}
+    management.jobs.stop().await;
     Ok(())
+}
+
+async fn api(data_dir: &Path, arguments: Api) -> anyhow::Result<()> {
+    let client = Client::new(data_dir);
+    let Api {
+        command, parameters, ..
+    } = &arguments;
+    let answer = if arguments.no_wait {
+        client.call(command, parameters).await?
+    } else {
+        client.call_and_wait(command, parameters).await?
+    };
+    let text = format!("{answer:#}\n");
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing the answer")
+}
+
+async fn reset_admin_password(data_dir: &Path) -> anyhow::Result<()> {
+    let store = open_for_one_change(data_dir)?;
+    let administrator = store.administrator().await?.user;
+    let password = password::one_time();
+    store
+        .set_one_time_password(administrator.id, password::hash(&password))
+        .await?;
+    info!(
+        user = administrator.username,
+        "New password, good for one login; the web page then asks for another"
+    );
+    std::io::stdout()
+        .write_all(format!("{}\n", password.expose()).as_bytes())
+        .context("writing the password")
+}
+
+/// Also while the server runs, and before its first start.
+fn open_for_one_change(data_dir: &Path) -> anyhow::Result<Store> {
+    let store = match Store::open(data_dir) {
+        Err(OpenError::InUse(_)) => Store::open_beside_server(data_dir),
+        opened => opened,
+    };
+    store.context("opening the database")
 }
 
 async fn hosts(data_dir: &Path, json: bool) -> anyhow::Result<()> {
@@ -341,12 +449,7 @@ async fn issue_certificate(data_dir: &Path, arguments: IssueCertificate) -> anyh
         not_after,
         ..
     } = &issued.signed;
-    let store = match Store::open(data_dir) {
-        Err(OpenError::InUse(_)) => Store::open_beside_server(data_dir),
-        opened => opened,
-    };
-    store
-        .context("opening the database")?
+    open_for_one_change(data_dir)?
         .record_certificate(&issued.signed, None)
         .await?;
     std::fs::create_dir_all(&arguments.out).with_context(|| format!("creating {}", arguments.out.display()))?;

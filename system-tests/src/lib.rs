@@ -2,6 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`programs`] | where the built programs are |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`wait`] | waiting for a condition, with a limit |
@@ -9,6 +10,7 @@
 
 #![expect(clippy::panic, clippy::print_stdout, reason = "this crate is all tests")]
 
+pub mod browser;
 pub mod programs;
 pub mod source;
 pub mod wait;

@@ -7,12 +7,7 @@ use std::path::{Path, PathBuf};
 /// # Panics
 /// It is not there.
 pub fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the running test has a path");
-    let directory = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests are in target/<profile>/deps");
-    let program = directory.join(name);
+    let program = profile_dir().join(name);
     assert!(
         program.exists(),
         "{} is not built; run `cargo build --workspace` or `cargo xtask test`",
@@ -26,7 +21,12 @@ pub fn built(name: &str) -> PathBuf {
 /// # Panics
 /// The running test is not in such a directory.
 pub fn target_dir() -> PathBuf {
-    let program = built("mgmt-stub");
-    let target = program.parent().and_then(Path::parent);
-    target.expect("programs are in target/<profile>").to_owned()
+    let target = profile_dir().parent().map(Path::to_owned);
+    target.expect("programs are in target/<profile>")
+}
+
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("the running test has a path");
+    let directory = test.parent().and_then(Path::parent);
+    directory.expect("tests are in target/<profile>/deps").to_owned()
 }

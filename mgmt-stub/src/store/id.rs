@@ -47,4 +47,10 @@ ids! {
     /// Boot argument `pod=`.
     PodId
     ImageStoreId
+    UserId
+    AccountId
+    DomainId
+    EventId
+    AlertId
+    JobId
 }

@@ -1,0 +1,48 @@
+//! The table of commands, one module for each noun.
+
+use super::command::Command;
+
+mod account;
+mod alert;
+mod capacity;
+mod configuration;
+mod discovery;
+mod event;
+mod host;
+mod image_store;
+mod job;
+mod network;
+mod offering;
+pub mod os_type;
+pub(super) mod session;
+mod tag;
+mod zone;
+
+/// All commands, by noun.
+const ALL: &[&[Command]] = &[
+    session::COMMANDS,
+    discovery::COMMANDS,
+    job::COMMANDS,
+    zone::COMMANDS,
+    host::COMMANDS,
+    image_store::COMMANDS,
+    network::COMMANDS,
+    offering::COMMANDS,
+    os_type::COMMANDS,
+    capacity::COMMANDS,
+    configuration::COMMANDS,
+    event::COMMANDS,
+    alert::COMMANDS,
+    account::COMMANDS,
+    tag::COMMANDS,
+];
+
+/// All commands.
+pub fn all() -> impl Iterator<Item = &'static Command> {
+    ALL.iter().copied().flatten()
+}
+
+/// The command of this name, whatever its case.
+pub fn find(name: &str) -> Option<&'static Command> {
+    all().find(|command| command.name.eq_ignore_ascii_case(name))
+}
