@@ -18,6 +18,8 @@
 //! | [`client_auth`] | which client certificates are good |
 //! | [`web`] | what is served over HTTP |
 //! | [`api`] | the HTTP API: its commands |
+//! | [`page`] | the web page's files |
+//! | [`live`] | what the page shows, as it changes |
 //! | [`client`] | asks a running server over its socket |
 //! | [`management`] | what commands work with |
 //! | [`configuration`] | settings |
@@ -38,7 +40,9 @@ pub mod hooks;
 pub mod host_status;
 pub mod jobs;
 mod link;
+pub mod live;
 pub mod management;
+pub mod page;
 pub mod password;
 mod random;
 pub mod server;

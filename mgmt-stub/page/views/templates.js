@@ -13,7 +13,7 @@ import { openRegister, registerDialog } from "./register.js";
 
 export function templates() {
     const register = h("button", { class: "primary", onclick: openRegister }, icon("add"), h("span", null, "Register by URL"));
-    if (state.templates === null) return [heading("Templates and ISOs"), loading("the templates")];
+    if (state.templates === null) return [heading("Templates and ISOs", register), loading("the templates"), registerDialog()];
     const images = [
         ...state.templates.map((image) => ({ ...image, isIso: false })),
         ...(state.isos ?? []).map((image) => ({ ...image, isIso: true })),
