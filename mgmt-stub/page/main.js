@@ -160,9 +160,9 @@ function tellProgress(topics) {
         for (const image of topics[topic] ?? []) {
             if (!before.has(image.id)) continue;
             const [was, is] = [template(before.get(image.id)), template(image)];
-            const quarter = ({ download }) => Math.floor(Number(download?.downloadPercent ?? 0) / 25);
-            if (is.kind !== was.kind) announce(`${image.name}: ${is.label}`);
-            else if (is.kind === "work" && quarter(is) > quarter(was)) announce(`${image.name}: ${quarter(is) * 25} percent`);
+            const quarter = (image) => Math.floor((image.downloadpercent ?? 0) / 25);
+            if (is.label !== was.label) announce(`${image.name}: ${is.label}`);
+            else if (is.kind === "work" && quarter(image) > quarter(before.get(image.id))) announce(`${image.name}: ${quarter(image) * 25} percent`);
         }
     }
 }
