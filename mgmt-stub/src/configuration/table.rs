@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Kind::{self, Flag, Fraction, List, Number, OneOf, Text};
+use super::Kind::{self, Flag, Fraction, List, Networks, Number, OneOf, Text};
 use super::Setting;
 
 const MANY: i64 = 2_147_483_647;
@@ -84,7 +84,7 @@ settings! {
             "HTTP proxy for downloads, as host or host:port.";
         STORE_DOWNLOAD_FOLLOW_REDIRECTS = "store.download.follow.redirects" Flag, "true",
             "Whether downloads follow redirects. CloudStack's default is false; here each hop is checked like the first.";
-        SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" List, "",
+        SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" Networks, "",
             "Networks (CIDR) inside of which templates may be downloaded from, comma-separated.";
         SECSTORAGE_NFS_VERSION = "secstorage.nfs.version" Text, "",
             "NFS version of image stores that say nothing themselves.";
@@ -121,7 +121,7 @@ settings! {
         SESSIONKEY_CHECK_LOCATIONS = "api.sessionkey.check.locations"
             OneOf(&["CookieAndParameter", "ParameterOnly"]), "CookieAndParameter",
             "Where the session key must be.";
-        ALLOWED_SOURCE_CIDRS = "api.allowed.source.cidr.list" List, "0.0.0.0/0,::/0",
+        ALLOWED_SOURCE_CIDRS = "api.allowed.source.cidr.list" Networks, "0.0.0.0/0,::/0",
             "Networks (CIDR) from which the API may be called, comma-separated.";
     }
 }
