@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Debug builds on two busy cores are slow.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits for a condition and gives what it gave.
 pub(crate) async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
@@ -53,7 +53,9 @@ pub(crate) struct TestZone {
 /// Built by cargo with the tests.
 fn fake_vm() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    own.parent().unwrap().parent().unwrap().join("examples/fake_vm")
+    let built = own.parent().unwrap().parent().unwrap().join("examples/fake_vm");
+    assert!(built.exists(), "`cargo test` builds it; with --test: cargo build -p mgmt-stub --example fake_vm");
+    built
 }
 
 impl TestZone {
