@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, Uri};
 use platform::http::{self, BadBody, Request, Response};
 use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug, info, info_span};
@@ -16,7 +16,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::configuration::ALLOWED_SOURCE_CIDRS;
 use crate::jobs::Wanted;
 use crate::management::Management;
-use command::{Call, Command, Outcome, Run, Who};
+use command::{Call, Command, Run, Who};
 use error::{ApiError, Code};
 use form::Pair;
 use parameters::Parameters;
@@ -193,6 +193,21 @@ impl Api {
         session::of_session(&self.management, headers, session_key).await
     }
 
+    /// Likewise, with the parameter in the address: whose request this is that has no form.
+    ///
+    /// # Errors
+    /// 401: nobody's. 430: a query that is none.
+    pub async fn caller_of(&self, uri: &Uri, headers: &HeaderMap<HeaderValue>) -> Result<Caller, ApiError> {
+        let mut pairs = Vec::new();
+        form::parse(uri.query().unwrap_or_default().as_bytes(), &mut pairs)?;
+        self.session(headers, value_of(&pairs, "sessionkey")).await
+    }
+
+    /// Whether a session (the hash of its id) is still good. Asking is not using it.
+    pub async fn is_session_open(&self, id_hash: &str) -> bool {
+        session::is_open(&self.management, id_hash).await
+    }
+
     /// Runs one command for a caller who is known; `pairs` are its parameters. Its value has no answer's key around it.
     ///
     /// # Errors
@@ -324,9 +339,4 @@ fn refusal(error: &ApiError, format: Format, key: &str) -> Response {
         response.headers_mut().insert("x-description", description);
     }
     response
-}
-
-/// A success for commands that answer with nothing else.
-pub(crate) fn success() -> Result<Outcome, ApiError> {
-    Ok(Outcome::Success(None))
 }

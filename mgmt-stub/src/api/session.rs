@@ -99,7 +99,7 @@ impl Logins {
         let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         match wrong.get(who) {
             Some(wrong) if wrong.count >= MAX_WRONG && wrong.since.elapsed() < WRONG_WINDOW => {
-                let wait = (WRONG_WINDOW - wrong.since.elapsed()).as_secs() + 1;
+                let wait = WRONG_WINDOW.saturating_sub(wrong.since.elapsed()).as_secs() + 1;
                 let text = format!("too many wrong passwords for this user; try again in {wait} seconds");
                 Err(ApiError::new(Code::TooManyRequests, text))
             }
@@ -137,12 +137,12 @@ impl Logins {
         let Ok(_place) = self.verifying.acquire().await else {
             return false;
         };
-        let verify = move || match hash {
-            Some(hash) => password::verify(&password, &hash),
-            None => {
-                password::hash(&password);
-                false
+        let verify = move || {
+            if let Some(hash) = hash {
+                return password::verify(&password, &hash);
             }
+            password::hash(&password);
+            false
         };
         tokio::task::spawn_blocking(verify).await.unwrap_or(false)
     }
@@ -230,6 +230,15 @@ pub async fn of_session(
     Ok(Caller {
         identity: session.identity,
         proof: Proof::Session(id_hash),
+    })
+}
+
+/// Whether a session is still good, without using it.
+pub async fn is_open(management: &Management, id_hash: &str) -> bool {
+    let session = management.store.session(id_hash.to_owned()).await;
+    session.ok().flatten().is_some_and(|session| {
+        let unused = OffsetDateTime::now_utc() - session.last_used;
+        unused < management.configuration.time(&SESSION_TIMEOUT)
     })
 }
 

@@ -1,5 +1,6 @@
 //! A server on a free port, and a client that says exactly what a test wants.
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -177,7 +178,7 @@ pub(crate) fn redacted(text: &str) -> String {
                 known.push(uuid);
                 known.len() - 1
             });
-            out.push_str(&format!("UUID{number}"));
+            let _ = write!(out, "UUID{number}");
             rest = &rest[36..];
         } else if is_date {
             out.push_str("DATE");
