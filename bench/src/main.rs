@@ -5,6 +5,7 @@ mod codec;
 mod machine;
 mod process;
 mod simulated;
+mod ssvm;
 mod stats;
 mod tls;
 
@@ -30,6 +31,7 @@ Examples:
   cargo run --release -p bench -- agents                 10,000 agents against one core
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
+  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -37,6 +39,7 @@ docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the p
 enum Measurement {
     Agents(agents::Args),
     Codec(codec::Args),
+    Ssvm(ssvm::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,
+        Measurement::Ssvm(args) => ssvm::measure(&args)?,
     };
     std::io::stdout()
         .lock()
