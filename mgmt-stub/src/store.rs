@@ -18,22 +18,43 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, ffi};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::download_state;
 use crate::host_status::Rejected;
+use crate::instance_state::{self, InstanceState};
 use host::HostType;
 use id::HostId;
 
+/// Domains, accounts, users, their passwords and keys.
+pub mod account;
+/// What a person should look at.
+pub mod alert;
 /// Certificates that were issued, and which of them are revoked.
 pub mod certificate;
+mod command_log;
+/// Who looks at which screen.
+pub mod console_session;
+/// What was done, by whom.
+pub mod event;
 /// System VM agents that are, or were, connected.
 pub mod host;
 /// Row numbers.
 pub mod id;
 /// Secondary storage.
 pub mod image_store;
+/// System VMs and user VMs.
+pub mod instance;
+/// Work that goes on after its caller was answered.
+pub mod job;
 mod row;
+/// Browser sessions.
+pub mod session;
 mod setting;
+/// Labels on anything that has a UUID.
+pub mod tag;
+/// Templates and ISOs.
+pub mod template;
 /// Zones and pods.
 pub mod zone;
 
@@ -41,7 +62,11 @@ const DATABASE: &str = "mgmt-stub.sqlite3";
 /// A file of its own: SQLite's locks on the database vanish when anybody in the process closes another handle to it.
 const LOCK: &str = "mgmt-stub.lock";
 /// The version each makes, and how. Published ones never change; a new idea is a new file.
-const MIGRATIONS: Migrations = &[(1, include_str!("store/migrations/0001_zones_and_hosts.sql"))];
+const MIGRATIONS: Migrations = &[
+    (1, include_str!("store/migrations/0001_zones_and_hosts.sql")),
+    (2, include_str!("store/migrations/0002_api.sql")),
+    (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
+];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.
 const QUEUE_LEN: usize = 256;
@@ -102,6 +127,14 @@ pub enum StoreError {
     NoSuchHost(HostId),
     #[error(transparent)]
     Rejected(#[from] Rejected),
+    #[error(transparent)]
+    NoInstanceTransition(#[from] instance_state::NoTransition),
+    #[error(transparent)]
+    NoDownloadTransition(#[from] download_state::NoTransition),
+    #[error("{name} is not {state} any more: somebody else has changed it just now; look again")]
+    LostRace { name: String, state: InstanceState },
+    #[error("all ports from {first} on are given to console proxies")]
+    NoConsolePort { first: u16 },
     #[error("guid {guid} belongs to host {host}, which is a {kind}")]
     GuidTaken { guid: String, host: HostId, kind: HostType },
 }
@@ -133,6 +166,7 @@ struct Shared {
     /// `None` only while dropping.
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
+    changes: watch::Receiver<u64>,
 }
 
 impl Store {
@@ -184,12 +218,15 @@ impl Store {
 
     fn start(mut connection: Connection, lock: Option<File>) -> Result<Self, OpenError> {
         let (jobs, mut queue) = mpsc::channel::<Box<dyn Job>>(QUEUE_LEN);
+        let (changed, changes) = watch::channel(0);
         let work = move || {
             while let Some(first) = queue.blocking_recv() {
                 let others = std::iter::from_fn(|| queue.try_recv().ok());
                 let batch = std::iter::once(first).chain(others).take(BATCH_LEN);
                 let (writers, readers) = batch.partition(|job| job.writes());
-                transact(&mut connection, TransactionBehavior::Immediate, writers);
+                if transact(&mut connection, TransactionBehavior::Immediate, writers) {
+                    changed.send_modify(|count| *count += 1);
+                }
                 transact(&mut connection, TransactionBehavior::Deferred, readers);
             }
             drop(connection);
@@ -203,8 +240,14 @@ impl Store {
             shared: Arc::new(Shared {
                 jobs: Some(jobs),
                 thread: Some(thread),
+                changes,
             }),
         })
+    }
+
+    /// Counts the commits that may have changed something, of this program: for who shows the latest state.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.clone()
     }
 
     /// All or nothing. `work` sees what writers before it did, and has to go through `?` with SQLite's errors.
@@ -282,8 +325,10 @@ where
 /// Runs the jobs in one transaction, then answers them all. Taking the write lock at its begin (`Immediate`) means that
 /// it can wait, but never fails half-way for a lock.
 ///
-/// An error that ends the whole transaction is the answer for all that ran in it; those behind get another one.
-fn transact(connection: &mut Connection, behavior: TransactionBehavior, jobs: Vec<Box<dyn Job>>) {
+/// An error that ends the whole transaction is the answer for all that ran in it; those behind get another one. Says
+/// whether any was committed.
+fn transact(connection: &mut Connection, behavior: TransactionBehavior, jobs: Vec<Box<dyn Job>>) -> bool {
+    let mut is_any_committed = false;
     let mut waiting = jobs.into_iter();
     while !waiting.as_slice().is_empty() {
         let mut ran = Vec::new();
@@ -300,10 +345,12 @@ fn transact(connection: &mut Connection, behavior: TransactionBehavior, jobs: Ve
         if ran.is_empty() {
             ran = mem::take(&mut waiting).collect(); // there was no transaction
         }
+        is_any_committed |= committed.is_ok();
         for job in ran {
             job.answer(committed.clone());
         }
     }
+    is_any_committed
 }
 
 /// An error means that the transaction cannot go on, not that the job failed.

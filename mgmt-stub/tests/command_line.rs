@@ -17,7 +17,7 @@ fn program(data: &Path) -> Cmd {
 
 async fn serve(data: &Path, log: &Path) -> Running {
     let running = program(data)
-        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
         .spawn(log)
         .unwrap();
     for _ in 0..1000 {
@@ -86,7 +86,7 @@ async fn a_second_server_on_the_same_data_says_what_to_do() {
     let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
     let server = serve(data.path(), &out.path().join("log")).await;
     let error = program(data.path())
-        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
         .run()
         .await
         .unwrap_err();

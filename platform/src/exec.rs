@@ -1,13 +1,13 @@
 //! Running other programs. The only place that does: no shell, always a time limit, and a failure carries the whole
 //! command line and what the program printed.
 //!
-//! A `Cmd` is plain data, so plans hold it and tests compare it. Three ways to run it: `run` wants its output,
-//! `run_inherited` lets a person watch, `spawn` leaves it running.
+//! A `Cmd` is plain data, so plans hold it and tests compare it. Four ways to run it: `run` wants its output,
+//! `run_inherited` lets a person watch, `spawn` leaves it running, `spawn_detached` also beyond our own end.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Debug, Display, Formatter};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,6 +23,10 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::files::{self, FileError};
+
+mod detached;
+
+pub use detached::{BadProcess, Detached, Process};
 
 /// Long enough for a slow `systemctl` or `mount`, short enough that a peer still waits for our answer.
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -203,17 +207,7 @@ impl Cmd {
     /// It ends with [`Running::stop`], or hard, with all it started, when the [`Running`] is dropped.
     pub fn spawn(&self, log: impl AsRef<Path>) -> Result<Running, ExecError> {
         let log = log.as_ref();
-        let cannot_log = |source| ExecError::Log {
-            command: self.to_string(),
-            source,
-        };
-        let open = || OpenOptions::new().create(true).append(true).mode(0o600).open(log);
-        let stdout = open().map_err(files::failed("open", log)).map_err(cannot_log)?;
-        let stderr = stdout
-            .try_clone()
-            .map_err(files::failed("open", log))
-            .map_err(cannot_log)?;
-
+        let (stdout, stderr) = open_log(log, &self.to_string())?;
         let mut command = self.command();
         command.process_group(0).stdout(stdout).stderr(stderr);
         let mut child = command.spawn().map_err(|source| self.cannot_start(source))?;
@@ -357,6 +351,18 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL); // the runtime reaps it
     }
+}
+
+/// The file for both outputs of `command`.
+fn open_log(log: &Path, command: &str) -> Result<(File, File), ExecError> {
+    let cannot_log = |source| ExecError::Log {
+        command: command.to_owned(),
+        source: files::failed("open", log)(source),
+    };
+    let open = OpenOptions::new().create(true).append(true).mode(0o600).open(log);
+    let stdout = open.map_err(cannot_log)?;
+    let stderr = stdout.try_clone().map_err(cannot_log)?;
+    Ok((stdout, stderr))
 }
 
 /// Feeds and listens until the program has closed its output and ended.

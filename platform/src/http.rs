@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,8 @@ use hyper::service::service_fn;
 use hyper::{StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -44,7 +45,7 @@ pub trait Handler: Send + Sync + 'static {
 /// Where a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// The other end of the TCP connection.
+    /// The other end of the TCP connection; `[::]:0` on a Unix socket, where peers have no address.
     pub address: SocketAddr,
     /// Whether it came over TLS.
     pub is_tls: bool,
@@ -80,9 +81,36 @@ impl Default for Limits {
 /// A TLS configuration that may be replaced while connections go on: new ones get the new one.
 pub type Tls = watch::Receiver<Arc<ServerConfig>>;
 
+/// Where connections come in: a TCP port or a Unix socket.
+pub trait Listener: Send + Sync + 'static {
+    /// One connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// The next connection, and where it comes from.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = Self::accept(self).await?;
+        let _ = stream.set_nodelay(true); // it is only slower without
+        Ok((stream, address))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        let (stream, _) = Self::accept(self).await?;
+        Ok((stream, (Ipv6Addr::UNSPECIFIED, 0).into()))
+    }
+}
+
 /// Serves until `stop`, then finishes what is being answered, for [`Limits::farewell`] at most.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listener,
     tls: Option<Tls>,
     limits: Limits,
     handler: Arc<impl Handler>,
@@ -116,7 +144,6 @@ pub async fn serve(
         let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.borrow())));
         let (handler, stop) = (Arc::clone(&handler), stop.clone());
         let serve = async move {
-            let _ = stream.set_nodelay(true);
             match acceptor {
                 None => converse(TokioIo::new(stream), peer, limits, handler, stop).await,
                 Some(acceptor) => match handshake(acceptor, stream, limits.handshake).await {
@@ -135,11 +162,11 @@ pub async fn serve(
     }
 }
 
-async fn handshake(
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     acceptor: TlsAcceptor,
-    stream: TcpStream,
+    stream: S,
     limit: Duration,
-) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+) -> io::Result<tokio_rustls::server::TlsStream<S>> {
     timeout(limit, acceptor.accept(stream))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

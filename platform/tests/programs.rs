@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use platform::exec::{Cmd, ExecError};
+use platform::exec::{Cmd, ExecError, Process};
 use platform::files::replace;
 use platform::logging::chain;
 use tokio::time::{sleep, timeout};
@@ -269,4 +269,60 @@ fn is_program(argument: &str, program: &str) -> bool {
             let mut words = line.split(|byte| *byte == 0);
             words.next() == Some(program.as_bytes()) && words.next() == Some(argument.as_bytes())
         })
+}
+
+#[tokio::test]
+async fn a_detached_program_has_a_session_of_its_own_and_is_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut started = Cmd::new("sleep").arg("90210").spawn_detached(&log).unwrap();
+    let process: Process = started.process().to_string().parse().unwrap();
+    assert!(process.is_alive());
+    until("setsid became sleep", || {
+        let line = fs::read(format!("/proc/{}/cmdline", process.pid())).unwrap_or_default();
+        line.starts_with(b"sleep")
+    })
+    .await;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let pid = process.pid().to_string();
+    assert_eq!(
+        (fields[2], fields[3]),
+        (pid.as_str(), pid.as_str()),
+        "group and session"
+    );
+
+    let waiting = tokio::spawn(async move { started.wait().await.unwrap() });
+    assert!(process.stop(Duration::from_secs(5)).await);
+    assert!(!process.is_alive());
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&waiting.await.unwrap()),
+        Some(15)
+    );
+    assert!(process.stop(Duration::from_secs(5)).await, "stopping it again is fine");
+}
+
+#[tokio::test]
+async fn a_detached_program_that_does_not_listen_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let deaf = r#"$SIG{TERM} = "IGNORE"; $| = 1; print "deaf"; sleep 90"#;
+    let log = directory.path().join("log");
+    let mut started = Cmd::new("perl").args(["-e", deaf]).spawn_detached(&log).unwrap();
+    until("it is deaf", || fs::read(&log).unwrap().starts_with(b"deaf")).await;
+    assert!(started.process().stop(Duration::from_millis(100)).await);
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&started.wait().await.unwrap()),
+        Some(9)
+    );
+}
+
+#[tokio::test]
+async fn a_detached_program_that_is_missing_is_an_error_here_and_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
+    let error = Cmd::new(&missing)
+        .spawn_detached(directory.path().join("log"))
+        .unwrap_err();
+    let text = chain(&error).to_string();
+    assert!(text.contains("is the package that provides it installed?"), "{text}");
 }

@@ -1,1 +1,19 @@
-//! Tests from outside.
+//! Tests of the built programs, from outside: what a user, a client or a browser sees.
+//!
+//! | module | |
+//! |---|---|
+//! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
+//! | [`programs`] | where the built programs are |
+//! | [`python`] | clients from PyPI |
+//! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
+//! | [`wait`] | waiting for a condition, with a limit |
+//! | [`zone`] | a zone of plain processes in a directory of its own |
+
+#![expect(clippy::panic, clippy::print_stdout, reason = "this crate is all tests")]
+
+pub mod browser;
+pub mod programs;
+pub mod python;
+pub mod source;
+pub mod wait;
+pub mod zone;

@@ -81,6 +81,8 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
             if steps.run("environment", tools::ensure(&tools::ALL, install)).await {
                 lint(&mut steps).await;
                 steps.run("deny", cargo(&DENY)).await;
+                // System tests run the programs as built, and cargo does not build those of other crates for them.
+                steps.run("build", cargo(&["build", "--workspace"])).await;
                 steps.run("test", all_tests()).await;
             }
         }

@@ -47,4 +47,15 @@ ids! {
     /// Boot argument `pod=`.
     PodId
     ImageStoreId
+    UserId
+    AccountId
+    InstanceId
+    TemplateId
+    TemplateStoreId
+    ConsoleSessionId
+    CommandLogId
+    DomainId
+    EventId
+    AlertId
+    JobId
 }

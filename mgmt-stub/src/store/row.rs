@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::str::FromStr;
 
+use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use time::OffsetDateTime;
 
@@ -28,4 +29,9 @@ impl FromSql for Seconds {
 
 pub(super) fn now() -> i64 {
     OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// A column that holds such seconds or nothing.
+pub(super) fn moment(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<OffsetDateTime>> {
+    Ok(row.get::<_, Option<Seconds>>(column)?.map(|seconds| seconds.0))
 }

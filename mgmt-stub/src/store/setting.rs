@@ -1,10 +1,22 @@
 //! Values by name: settings that were changed, and what is made once and kept, such as keys.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Store, StoreError};
 
 impl Store {
+    /// All that are there, by name.
+    pub async fn settings(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare("SELECT name, value FROM setting")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     pub async fn setting(&self, name: impl Into<String>) -> Result<Option<String>, StoreError> {
         let name = name.into();
         self.read(move |transaction| Ok(get(transaction, &name)?)).await

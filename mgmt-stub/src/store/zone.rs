@@ -12,6 +12,16 @@ pub struct Zone {
     pub id: ZoneId,
     pub uuid: Uuid,
     pub name: String,
+    /// `Advanced` or `Basic`.
+    pub network_type: String,
+    /// `Enabled` or `Disabled`.
+    pub allocation_state: String,
+    pub dns1: Option<String>,
+    pub dns2: Option<String>,
+    pub internal_dns1: Option<String>,
+    pub internal_dns2: Option<String>,
+    pub guest_cidr: Option<String>,
+    pub network_domain: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,9 +31,31 @@ pub struct Pod {
     pub zone: ZoneId,
     pub name: String,
     pub cidr: Option<String>,
+    pub gateway: Option<String>,
+    pub netmask: Option<String>,
+    /// `Enabled` or `Disabled`.
+    pub allocation_state: String,
 }
 
 impl Store {
+    /// All, by id.
+    pub async fn zones(&self) -> Result<Vec<Zone>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT * FROM zone ORDER BY id")?;
+            Ok(statement.query_map([], zone)?.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// All pods of all zones, by id.
+    pub async fn pods(&self) -> Result<Vec<Pod>, StoreError> {
+        self.read(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT * FROM pod ORDER BY id")?;
+            Ok(statement.query_map([], pod)?.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// `dataCenter` of a Startup command: a name or an id (agent-protocol.md §4.2). A name wins over an id.
     pub async fn find_zone(&self, name_or_id: impl Into<String>) -> Result<Option<Zone>, StoreError> {
         let word = name_or_id.into();
@@ -53,6 +85,14 @@ fn zone(row: &Row<'_>) -> rusqlite::Result<Zone> {
         id: row.get("id")?,
         uuid: row.get::<_, Parsed<_>>("uuid")?.0,
         name: row.get("name")?,
+        network_type: row.get("network_type")?,
+        allocation_state: row.get("allocation_state")?,
+        dns1: row.get("dns1")?,
+        dns2: row.get("dns2")?,
+        internal_dns1: row.get("internal_dns1")?,
+        internal_dns2: row.get("internal_dns2")?,
+        guest_cidr: row.get("guest_cidr")?,
+        network_domain: row.get("network_domain")?,
     })
 }
 
@@ -63,5 +103,8 @@ fn pod(row: &Row<'_>) -> rusqlite::Result<Pod> {
         zone: row.get("zone_id")?,
         name: row.get("name")?,
         cidr: row.get("cidr")?,
+        gateway: row.get("gateway")?,
+        netmask: row.get("netmask")?,
+        allocation_state: row.get("allocation_state")?,
     })
 }

@@ -1,0 +1,127 @@
+//! The table. Names, defaults and units are CloudStack's; a `description` names the unit.
+
+use std::time::Duration;
+
+use super::Kind::{self, Flag, Fraction, List, Networks, Number, OneOf, Text};
+use super::Setting;
+
+const MANY: i64 = 2_147_483_647;
+const MILLISECONDS: Kind = Kind::Time {
+    unit: Duration::from_millis(1),
+    max: MANY,
+};
+const MINUTES: Kind = Kind::Time {
+    unit: Duration::from_mins(1),
+    max: 525_600,
+};
+const HOURS: Kind = Kind::Time {
+    unit: Duration::from_hours(1),
+    max: 87_600,
+};
+const DAYS: Kind = Kind::Time {
+    unit: Duration::from_hours(24),
+    max: 3650,
+};
+
+macro_rules! settings {
+    ($($category:literal { $($constant:ident = $name:literal $kind:expr, $default:literal, $description:literal;)* })*) => {
+        $($(
+            #[doc = $name]
+            pub const $constant: Setting = Setting {
+                name: $name,
+                default: $default,
+                kind: $kind,
+                category: $category,
+                description: $description,
+            };
+        )*)*
+        /// All settings.
+        pub const ALL: &[&Setting] = &[$($(&$constant),*),*];
+    };
+}
+
+settings! {
+    "Console Proxy" {
+        CONSOLEPROXY_SESSION_MAX = "consoleproxy.session.max" Number(1, 100_000), "50",
+            "Sessions that one console proxy takes.";
+        CONSOLEPROXY_CAPACITY_STANDBY = "consoleproxy.capacity.standby" Number(0, 100_000), "10",
+            "Free sessions in a zone at or below which another console proxy is started.";
+        CONSOLEPROXY_CAPACITYSCAN_INTERVAL = "consoleproxy.capacityscan.interval" MILLISECONDS, "30000",
+            "Time (ms) between two looks at the console proxies.";
+        CONSOLEPROXY_SESSION_TIMEOUT = "consoleproxy.session.timeout" MILLISECONDS, "300000",
+            "Time (ms) after which an idle console session ends.";
+        CONSOLEPROXY_LAUNCH_MAX = "consoleproxy.launch.max" Number(0, 1000), "10",
+            "Console proxies in a zone, at most.";
+        CONSOLEPROXY_RESTART = "consoleproxy.restart" Flag, "true",
+            "Start a console proxy again that has ended.";
+        CONSOLEPROXY_MANAGEMENT_STATE = "consoleproxy.management.state" OneOf(&["Auto", "Manual"]), "Auto",
+            "Whether console proxies are started when they are needed (Auto), or only by hand (Manual).";
+        CONSOLEPROXY_SSL_ENABLED = "consoleproxy.sslEnabled" Flag, "false",
+            "Consoles over https.";
+        CONSOLEPROXY_URL_DOMAIN = "consoleproxy.url.domain" Text, "",
+            "Domain in console URLs: *.example.org for a name made of the proxy's address, a full name for that name.";
+        CONSOLE_SESSION_CLEANUP_INTERVAL = "console.session.cleanup.interval" HOURS, "180",
+            "Time (hours) between two purges of old console sessions.";
+        CONSOLE_SESSION_CLEANUP_RETENTION = "console.session.cleanup.retention.hours" HOURS, "240",
+            "Time (hours) that ended console sessions are kept.";
+    }
+    "Secondary Storage" {
+        SECSTORAGE_SESSION_MAX = "secstorage.session.max" Number(1, 100_000), "50",
+            "Commands that one secondary storage VM takes at the same time.";
+        SECSTORAGE_CAPACITY_STANDBY = "secstorage.capacity.standby" Number(0, 100_000), "10",
+            "Free commands in a zone below which another secondary storage VM is started.";
+        SECSTORAGE_CAPACITYSCAN_INTERVAL = "secstorage.capacityscan.interval" MILLISECONDS, "30000",
+            "Time (ms) between two looks at the secondary storage VMs.";
+        SECSTORAGE_CMD_EXECUTION_TIME_MAX = "secstorage.cmd.execution.time.max" MINUTES, "30",
+            "Time (minutes) after which a command does not count as running any more.";
+        MAX_SSVM_COUNT = "max.ssvm.count" Number(1, 1000), "5",
+            "Secondary storage VMs in a zone, at most.";
+        SECSTORAGE_VM_AUTO_SCALE_DOWN = "secstorage.vm.auto.scale.down" Flag, "false",
+            "Whether further secondary storage VMs are destroyed when they have nothing to do.";
+        SYSTEM_VM_AUTO_RESERVE_CAPACITY = "system.vm.auto.reserve.capacity" Flag, "true",
+            "Whether secondary storage VMs are started when they are needed.";
+        SECSTORAGE_PROXY = "secstorage.proxy" Text, "",
+            "HTTP proxy for downloads, as host or host:port.";
+        STORE_DOWNLOAD_FOLLOW_REDIRECTS = "store.download.follow.redirects" Flag, "true",
+            "Whether downloads follow redirects. CloudStack's default is false; here each hop is checked like the first.";
+        SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" Networks, "",
+            "Networks (CIDR) inside of which templates may be downloaded from, comma-separated.";
+        SECSTORAGE_NFS_VERSION = "secstorage.nfs.version" Text, "",
+            "NFS version of image stores that say nothing themselves.";
+        SECONDARY_STORAGE_CAPACITY_THRESHOLD = "secondary.storage.capacity.threshold" Fraction(0.0, 1.0), "0.90",
+            "Used part of an image store above which nothing new goes there.";
+        MAX_TEMPLATE_ISO_SIZE = "max.template.iso.size" Number(1, 1_000_000), "50",
+            "Size (GB) of a template or ISO that is downloaded, at most.";
+        STORAGE_STATS_INTERVAL = "storage.stats.interval" MILLISECONDS, "60000",
+            "Time (ms) between two looks at the image stores' space.";
+        TEMPLATE_DOWNLOAD_POLL_INTERVAL = "template.download.poll.interval" MILLISECONDS, "2000",
+            "Time (ms) between two questions for the progress of a download. Our own setting.";
+        TEMPLATE_DOWNLOAD_RETRY_INTERVAL = "template.download.retry.interval" MILLISECONDS, "2000",
+            "Time (ms) before a failed download is tried again; doubles with each of the five attempts. Our own setting.";
+        SYSTEMVM_INSTANCE_NAME = "instance.name" Text, "VM",
+            "Last part of instance names, as in s-1-VM.";
+    }
+    "Advanced" {
+        HYPERVISOR_LIST = "hypervisor.list" List, "KVM,XenServer,VMware,Hyperv",
+            "Hypervisors that templates may be for, comma-separated.";
+        JOB_EXPIRE_MINUTES = "job.expire.minutes" MINUTES, "1440",
+            "Time (minutes) that finished jobs are kept.";
+        EVENT_PURGE_DELAY = "event.purge.delay" DAYS, "15",
+            "Time (days) that events are kept; 0 is for ever.";
+        ALERT_PURGE_DELAY = "alert.purge.delay" DAYS, "0",
+            "Time (days) that alerts are kept; 0 is for ever.";
+    }
+    "API" {
+        DEFAULT_PAGE_SIZE = "default.page.size" Number(1, 10_000), "500",
+            "Rows of a list without pages, and of a page, at most.";
+        DEFAULT_UI_PAGE_SIZE = "default.ui.page.size" Number(1, 10_000), "20",
+            "Rows of a page in the web page.";
+        SESSION_TIMEOUT = "session.timeout" MINUTES, "30",
+            "Time (minutes) after which an unused session ends. Our own setting.";
+        SESSIONKEY_CHECK_LOCATIONS = "api.sessionkey.check.locations"
+            OneOf(&["CookieAndParameter", "ParameterOnly"]), "CookieAndParameter",
+            "Where the session key must be.";
+        ALLOWED_SOURCE_CIDRS = "api.allowed.source.cidr.list" Networks, "0.0.0.0/0,::/0",
+            "Networks (CIDR) from which the API may be called, comma-separated.";
+    }
+}
