@@ -78,7 +78,7 @@ impl Metrics {
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("sessions", "Consoles that are open now", metrics.live.clone());
         registry.register(
-            "sessions",
+            "sessions_ended",
             "Upgraded connections that have ended, by how",
             metrics.ended.clone(),
         );
@@ -89,12 +89,7 @@ impl Metrics {
         registry.register_with_unit("connect", connected, Unit::Seconds, metrics.connected.clone());
         let shaken = "Time until a console is open, or is not";
         registry.register_with_unit("handshake", shaken, Unit::Seconds, metrics.shaken.clone());
-        registry.register_with_unit(
-            "bytes",
-            "Console bytes to browsers (down) and hosts (up)",
-            Unit::Other(String::new()),
-            bytes,
-        );
+        registry.register("bytes", "Console bytes to browsers (down) and hosts (up)", bytes);
         let stalls = "Time spent waiting for a receiver";
         registry.register_with_unit("stall", stalls, Unit::Seconds, metrics.stalls.clone());
         let ping = "Time from a ping to its pong";
@@ -191,7 +186,7 @@ mod tests {
         let text = metrics.text();
         for line in [
             "console_sessions{backend=\"tcp\"} 1",
-            "console_sessions_total{backend=\"tcp\",end=\"taken_over\"} 1",
+            "console_sessions_ended_total{backend=\"tcp\",end=\"taken_over\"} 1",
             "console_bytes_total{dir=\"down\"} 7",
             "console_bytes_total{dir=\"up\"} 0",
             "console_stall_seconds_total{dir=\"up\"} 1.5",

@@ -142,17 +142,24 @@ impl Ports {
                 socket.bind(*address)?;
                 Ok(socket)
             };
-            let socket = bound().map_err(|source| CannotListen {
+            let named = |source| CannotListen {
                 address: *address,
                 source,
-            })?;
+            };
+            let socket = bound().map_err(named)?;
+            let address = socket.local_addr().map_err(named)?; // port 0 has become a real one
             Ok(Reserved {
                 shows: *shows,
-                address: *address,
+                address,
                 socket,
             })
         };
         config.listeners.iter().map(reserve).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// What will be shown where.
+    pub fn addresses(&self) -> Vec<(Shows, SocketAddr)> {
+        self.0.iter().map(|reserved| (reserved.shows, reserved.address)).collect()
     }
 }
 

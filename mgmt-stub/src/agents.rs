@@ -179,6 +179,11 @@ impl Agents {
         self.entry(host).is_some_and(|entry| entry.is_up())
     }
 
+    /// Whether this host has a link, accepted or being set up.
+    pub fn is_connected(&self, host: HostId) -> bool {
+        self.entry(host).is_some()
+    }
+
     /// Connected agents, registered or being set up.
     pub fn count(&self) -> usize {
         self.inner

@@ -1,5 +1,10 @@
 //! Kinds of alerts (apache/cloudstack api/…/alert/AlertService.java; management.md §15).
 
+use tracing::warn;
+
+use crate::store::Store;
+use crate::store::id::{PodId, ZoneId};
+
 /// One kind. Those that do not repeat are one row for each zone and pod, with a count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AlertType {
@@ -51,5 +56,21 @@ impl AlertType {
     /// The kind with this number.
     pub fn find(number: i64) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.number == number)
+    }
+}
+
+/// Records an alert, and logs it.
+pub async fn record(
+    store: &Store,
+    alert_type: AlertType,
+    zone: Option<ZoneId>,
+    pod: Option<PodId>,
+    description: impl Into<String>,
+) {
+    let description = description.into();
+    warn!(kind = alert_type.name, description, "Alert");
+    let name = alert_type.name.to_owned();
+    if let Err(error) = store.add_alert(alert_type, zone, pod, name, description).await {
+        warn!(error = %platform::logging::chain(&error), "Cannot record an alert");
     }
 }

@@ -13,6 +13,7 @@ use platform::http::{self, BadBody, Request, Response};
 use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug, info, info_span};
 
+use crate::configuration::ALLOWED_SOURCE_CIDRS;
 use crate::jobs::Wanted;
 use crate::management::Management;
 use command::{Call, Command, Outcome, Run, Who};
@@ -130,6 +131,7 @@ impl Api {
         let started = Instant::now();
         let span = info_span!("api", command = command.name);
         let run = async {
+            self.admit(asked.from)?;
             let outcome = match command.name {
                 "login" => commands::session::login(&self.management, asked).await,
                 "logout" => commands::session::logout(&self.management, asked).await,
@@ -146,6 +148,22 @@ impl Api {
             outcome
         };
         run.instrument(span).await
+    }
+
+    /// May this address call at all?
+    fn admit(&self, from: Option<IpAddr>) -> Result<(), ApiError> {
+        let allowed = |from: IpAddr| {
+            let networks = self.management.configuration.networks(&ALLOWED_SOURCE_CIDRS);
+            networks.iter().any(|network| network.contains(&from.to_canonical()))
+        };
+        if from.is_none_or(allowed) {
+            return Ok(());
+        }
+        let text = format!(
+            "this address may not call the API; the setting {} says which may",
+            ALLOWED_SOURCE_CIDRS.name
+        );
+        Err(ApiError::new(Code::NotAuthenticated, text))
     }
 
     /// Who asks.

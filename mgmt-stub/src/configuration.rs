@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::store::{Store, StoreError};
@@ -34,6 +35,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// Words with commas between them, or nothing.
     List,
+    /// Networks (CIDR) with commas between them, or nothing.
+    Networks,
     /// Any text on one line, or nothing.
     Text,
 }
@@ -137,6 +140,13 @@ impl Configuration {
         words(&self.text(setting)).map(str::to_owned).collect()
     }
 
+    /// Of networks.
+    pub fn networks(&self, setting: &Setting) -> Vec<IpNet> {
+        words(&self.text(setting))
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    }
+
     /// Keeps a new value; an empty one, where that cannot be, is the default again.
     ///
     /// # Errors
@@ -181,6 +191,7 @@ impl Setting {
             Kind::Fraction(from, to) => value.parse::<f64>().is_ok_and(|number| (from..=to).contains(&number)),
             Kind::Time { max, .. } => number(0, max),
             Kind::OneOf(words) => words.contains(&value),
+            Kind::Networks => value.len() <= MAX_TEXT && words(value).all(|word| word.parse::<IpNet>().is_ok()),
             Kind::List | Kind::Text => value.len() <= MAX_TEXT && !value.chars().any(char::is_control),
         };
         if is_good {
@@ -205,6 +216,7 @@ impl Kind {
             Self::Fraction(from, to) => format!("a number from {from} to {to}"),
             Self::Time { unit, max } => format!("a whole number from 0 to {max} (times {unit:?})"),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
+            Self::Networks => "networks such as 10.0.0.0/8, comma-separated".into(),
             Self::List | Self::Text => format!("one line of at most {MAX_TEXT} bytes"),
         }
     }
@@ -216,7 +228,7 @@ impl Kind {
             Self::Number(..) | Self::Time { .. } => "Number",
             Self::Fraction(..) => "Decimal",
             Self::OneOf(_) => "Select",
-            Self::List => "CSV",
+            Self::List | Self::Networks => "CSV",
             Self::Text => "String",
         }
     }

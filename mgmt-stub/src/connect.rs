@@ -9,7 +9,7 @@ use protocol::command::{Command, StringMap};
 use protocol::console_proxy::StartConsoleProxyAgentHttpHandlerCommand;
 use protocol::secondary_storage::{
     ListTemplateCommand, ListVolumeCommand, PortConfig, SecStorageFirewallCfgCommand, SecStorageSetupCommand,
-    SecStorageVMSetupCommand,
+    SecStorageVMSetupCommand, TemplateProp,
 };
 use protocol::secret::Secret;
 use protocol::session::ReadyCommand;
@@ -22,6 +22,7 @@ use crate::settings::Settings;
 use crate::store::host::HostType;
 use crate::store::image_store::ImageStore;
 use crate::store::{Store, StoreError};
+use crate::template_sync;
 
 /// For what other SSVMs are told of a new one.
 const OTHERS_LIMIT: Duration = Duration::from_mins(1);
@@ -119,16 +120,8 @@ impl Connect<'_> {
             self.set_up_store(store, &key).await?;
         }
         self.firewall().await;
-        let password = self
-            .store
-            .setting_or_insert_with("secstorage.copy.password", || random::letters(12))
-            .await?;
-        self.send_or_warn(SecStorageVMSetupCommand {
-            allowed_internal_sites: Some(self.settings.allowed_internal_sites.clone()),
-            copy_user_name: Some("cloud".into()),
-            copy_password: Some(Secret::new(password)),
-        })
-        .await;
+        self.send_or_warn(vm_setup(self.store, &self.settings.allowed_internal_sites).await?)
+            .await;
         for store in &stores {
             self.send_or_warn(ListVolumeCommand {
                 store: Some(nfs(store)),
@@ -141,8 +134,30 @@ impl Connect<'_> {
                 nfs_version: store.nfs_version.clone(),
             };
             if let Some(AnswerBody::ListTemplate(list)) = self.send_or_warn(list).await.map(|answer| answer.body) {
-                let count = list.template_infos.map_or(0, |templates| templates.len());
-                info!(store = store.name, count, "Templates on the image store");
+                self.synchronise(store, list.template_infos.unwrap_or_default()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is on a store with what should be (management.md §10.4).
+    async fn synchronise(
+        &self,
+        store: &ImageStore,
+        listed: indexmap::IndexMap<String, TemplateProp>,
+    ) -> Result<(), StoreError> {
+        let templates = self.store.templates().await?;
+        let deleted = self.store.deleted_templates().await?;
+        let findings = template_sync::compare(store.id, &templates, &deleted, &listed);
+        info!(
+            store = store.name,
+            listed = listed.len(),
+            changes = findings.len(),
+            "Templates on the image store"
+        );
+        for finding in findings {
+            if let Some(delete) = template_sync::apply(self.store, store, finding).await? {
+                self.send_or_warn(delete).await;
             }
         }
         Ok(())
@@ -269,6 +284,24 @@ impl Connect<'_> {
     fn limit(&self) -> Duration {
         self.settings.default_wait
     }
+}
+
+/// What an SSVM is told of its surroundings: the setting `secstorage.allowed.internal.sites` and `more`, and the
+/// password for copies.
+pub(crate) async fn vm_setup(store: &Store, more: &[String]) -> Result<SecStorageVMSetupCommand, StoreError> {
+    let password = store
+        .setting_or_insert_with("secstorage.copy.password", || random::letters(12))
+        .await?;
+    let sites = store
+        .setting("secstorage.allowed.internal.sites")
+        .await?
+        .unwrap_or_default();
+    let sites = sites.split(',').map(str::trim).filter(|site| !site.is_empty());
+    Ok(SecStorageVMSetupCommand {
+        allowed_internal_sites: Some(sites.map(str::to_owned).chain(more.iter().cloned()).collect()),
+        copy_user_name: Some("cloud".into()),
+        copy_password: Some(Secret::new(password)),
+    })
 }
 
 /// An image store as agents know it.

@@ -18,6 +18,9 @@ pub trait Hooks: Send + Sync + 'static {
 
     /// The sessions of a console proxy.
     fn console_load(&self, proxy: &Host, report: &ConsoleProxyLoadReportCommand);
+
+    /// An agent has become Up.
+    fn agent_up(&self, _host: &Host) {}
 }
 
 /// An answer to come.

@@ -90,6 +90,7 @@ impl Jobs {
         });
         let span = info_span!("job", id = %job.uuid, command = wanted.command);
         let (jobs, id) = (self.clone(), job.clone());
+        let done = done.drop_guard(); // whatever happens: those behind must not wait for ever
         self.tracker.spawn(
             async move {
                 let resource = wanted.instance.map(|(_, resource)| resource);
@@ -97,7 +98,7 @@ impl Jobs {
                 // A job that is cut short here is failed at the next start.
                 stop.run_until_cancelled(jobs.run(&id, wanted, before)).await;
                 jobs.forget(resource, id.uuid);
-                done.cancel();
+                drop(done);
             }
             .instrument(span),
         );

@@ -12,6 +12,8 @@
 //! | `link` | TLS, chunks, messages |
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
+//! | [`instance_state`] | the states of an instance |
+//! | [`download_state`] | how far a template is |
 //! | [`store`] | SQLite: everything that outlives the process |
 //! | [`ca`] | the certificate authority |
 //! | [`certificates`] | certificates over the agent link |
@@ -28,22 +30,32 @@
 pub mod agents;
 pub mod alerts;
 pub mod api;
+pub mod boot_line;
 pub mod ca;
 pub mod certificates;
 pub mod client;
 pub mod client_auth;
 pub mod configuration;
 mod connect;
+pub mod console;
+pub mod download_state;
+pub mod downloads;
+pub mod driver;
 pub mod hooks;
 pub mod host_status;
+pub mod instance_state;
 pub mod jobs;
 mod link;
 pub mod management;
 pub mod password;
 mod random;
+pub mod scanner;
 pub mod server;
 mod session;
 pub mod settings;
 mod startup;
 pub mod store;
+pub mod system_vms;
+pub mod template_sync;
 pub mod web;
+pub mod zone;

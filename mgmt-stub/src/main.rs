@@ -12,14 +12,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mgmt_stub::ca::{Ca, Presented, Request, Signed};
 use mgmt_stub::client::Client;
 use mgmt_stub::client_auth::{Expired, Strictness};
-use mgmt_stub::hooks::NoInstances;
+use mgmt_stub::configuration::Configuration;
+use mgmt_stub::driver::processes::{Processes, Programs};
 use mgmt_stub::management::Management;
 use mgmt_stub::password;
 use mgmt_stub::server::{Fixed, Server};
 use mgmt_stub::settings::Settings;
 use mgmt_stub::store::host::Host;
+use mgmt_stub::store::id::{PodId, ZoneId};
 use mgmt_stub::store::{OpenError, Store};
+use mgmt_stub::system_vms::{Place, SystemVms};
 use mgmt_stub::web::WebServer;
+use mgmt_stub::zone::{Zone, ZoneHooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use platform::{crypto, exit, files, logging, shutdown};
 use protocol::boot::HostList;
@@ -64,6 +68,9 @@ enum Command {
     /// Make a new password for the administrator and print it, also while the server runs. It is good for one login,
     /// after which he chooses another; his sessions end.
     ResetAdminPassword,
+    /// End the system VMs that `serve --driver processes` has left running. Stop the server first: it would start them
+    /// again.
+    StopSystemVms,
     /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
     IssueCertificate(IssueCertificate),
 }
@@ -112,6 +119,26 @@ struct Serve {
     /// Once known a store stays known.
     #[arg(long = "image-store", value_name = "URL", value_parser = nfs_url)]
     image_stores: Vec<String>,
+    /// Directory of this machine as an image store of the zone, for system VMs that are processes of this machine.
+    #[arg(long = "local-store", value_name = "DIR", value_parser = local_store)]
+    local_store: Option<PathBuf>,
+    /// Who runs system VMs: `processes` runs the programs ssvm and console-proxy on this machine and keeps them alive;
+    /// they go on when this server ends (`stop-system-vms` ends them). With `none` somebody else starts them.
+    #[arg(long, value_enum, default_value = "none")]
+    driver: DriverKind,
+    /// Where the first console proxy process serves browsers; further ones take the next ports. An address that browsers
+    /// can reach.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6080", value_parser = one_address)]
+    console_listen: SocketAddr,
+    /// Directory of the unpacked noVNC package, for console proxy processes.
+    #[arg(long, value_name = "DIR")]
+    novnc: Option<PathBuf>,
+    /// The program ssvm; else the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    ssvm: Option<PathBuf>,
+    /// The program console-proxy; else the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    console_proxy: Option<PathBuf>,
     /// NFS version for the image stores given in this call, such as 4.1.
     #[arg(long, value_name = "VERSION", requires = "image_stores", value_parser = ["3", "4", "4.0", "4.1", "4.2"])]
     nfs_version: Option<String>,
@@ -133,6 +160,12 @@ struct Serve {
     /// Threads for the agents' links.
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DriverKind {
+    None,
+    Processes,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -177,6 +210,24 @@ fn nfs_url(text: &str) -> Result<String, String> {
         return Err(wanted.into());
     }
     Ok(text.to_owned())
+}
+
+/// Absolute, because other programs get it, too, and without what a URL or a settings file would have to escape.
+fn local_store(text: &str) -> Result<PathBuf, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.+".contains(c);
+    if text.starts_with('/') && text.len() > 1 && text.chars().all(is_plain) {
+        Ok(PathBuf::from(text.trim_end_matches('/')))
+    } else {
+        Err("write it like /srv/secondary: an absolute path of letters, digits and - _ . +".into())
+    }
+}
+
+fn one_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "write it like 192.0.2.10:6080".to_owned())?;
+    if address.ip().is_unspecified() || address.port() == 0 {
+        return Err("name one address and port: browsers are sent there".into());
+    }
+    Ok(address)
 }
 
 /// Takes as many file descriptors as the system lets us: each agent needs one.
@@ -224,6 +275,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Hosts { json } => hosts(&cli.data_dir, json).await,
         Command::Api(arguments) => api(&cli.data_dir, arguments).await,
         Command::ResetAdminPassword => reset_admin_password(&cli.data_dir).await,
+        Command::StopSystemVms => stop_system_vms(&cli.data_dir).await,
         Command::IssueCertificate(arguments) => issue_certificate(&cli.data_dir, arguments).await,
     }
 }
@@ -237,12 +289,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     raise_descriptor_limit(arguments.max_agents);
     let store = Store::open(data_dir).context("opening the database")?;
     let ca = open_ca(data_dir)?;
-    for url in &arguments.image_stores {
-        let zone = store.find_zone("1").await?.context("the database has no zone 1")?;
-        store
-            .add_image_store(zone.id, url.clone(), url.clone(), arguments.nfs_version.clone())
-            .await?;
-    }
+    add_image_stores(&store, &arguments).await?;
     let settings = Settings {
         ping_interval: Duration::from_secs(arguments.ping_interval),
         max_links: arguments.max_agents,
@@ -269,17 +316,31 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     };
     info!(version = env!("CARGO_PKG_VERSION"), ?settings, data_dir = %data_dir.display(), "Effective configuration");
     let web = WebServer::bind(arguments.http, data_dir).await?;
+    let hooks = ZoneHooks::new();
     let server = Server::bind(
         arguments.listen,
         store.clone(),
-        ca,
+        ca.clone(),
         presented,
         settings,
-        Arc::new(NoInstances),
+        Arc::<ZoneHooks>::clone(&hooks),
         Fixed::default(),
     )
     .await?;
-    let management = Arc::new(Management::new(store, server.agents()).await?);
+    let agents = server.agents();
+    let configuration = Configuration::load(store.clone()).await?;
+    let system_vms = match arguments.driver {
+        DriverKind::None => None,
+        DriverKind::Processes => {
+            let driver = Arc::new(processes(data_dir, &arguments)?);
+            let place = place(&arguments, server.local_addr()?);
+            let (store, agents) = (store.clone(), agents.clone());
+            Some(SystemVms::new(store, agents, configuration.clone(), ca, driver, place))
+        }
+    };
+    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
+    hooks.set(zone.clone());
+    let management = Arc::new(Management::new(store, agents, configuration, zone.clone()).await?);
     let administrator = management.store.administrator().await?.user;
     if administrator.password_hash.is_none() {
         let command = format!("mgmt-stub --data-dir {} reset-admin-password", data_dir.display());
@@ -293,6 +354,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
+    background.spawn(zone.run(books, stopping.clone()));
     let (purging, until) = (Arc::clone(&management), stopping.clone());
     background.spawn(async move { purging.purge(until).await });
     server
@@ -304,6 +366,83 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     while background.join_next().await.is_some() {}
     management.jobs.stop().await;
     Ok(())
+}
+
+async fn add_image_stores(store: &Store, arguments: &Serve) -> anyhow::Result<()> {
+    let zone = store.find_zone("1").await?.context("the database has no zone 1")?;
+    for url in &arguments.image_stores {
+        store
+            .add_image_store(zone.id, url.clone(), url.clone(), arguments.nfs_version.clone())
+            .await?;
+    }
+    if let Some(directory) = &arguments.local_store {
+        std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+        let path = directory.display().to_string();
+        // What an NFS client on this machine would mount (decision 0026).
+        let added = store
+            .add_image_store(zone.id, path.clone(), format!("nfs://127.0.0.1{path}"), None)
+            .await?;
+        store.set_image_store_directory(added.id, path).await?;
+    }
+    Ok(())
+}
+
+fn processes(data_dir: &Path, arguments: &Serve) -> anyhow::Result<Processes> {
+    let own = std::env::current_exe().context("looking for the programs beside this one")?;
+    let beside = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| own.with_file_name(name));
+    let programs = Programs {
+        ssvm: beside(&arguments.ssvm, "ssvm"),
+        console_proxy: beside(&arguments.console_proxy, "console-proxy"),
+        novnc: arguments.novnc.as_deref().map(std::path::absolute).transpose()?,
+    };
+    for (option, program) in [("--ssvm", &programs.ssvm), ("--console-proxy", &programs.console_proxy)] {
+        anyhow::ensure!(
+            program.is_file(),
+            "{} is not there; say where the program is with {option}",
+            program.display()
+        );
+    }
+    open_processes(data_dir, programs)
+}
+
+fn open_processes(data_dir: &Path, programs: Programs) -> anyhow::Result<Processes> {
+    let directory = std::path::absolute(data_dir.join("vms"))?;
+    Processes::open(directory, programs).context("looking for system VMs that run")
+}
+
+/// Where agents find this server. Without `--host` they are processes of this machine.
+fn place(arguments: &Serve, listening: SocketAddr) -> Place {
+    let own = match listening.ip() {
+        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        ip => ip.to_string(),
+    };
+    let hosts = arguments.hosts.clone();
+    Place {
+        zone: ZoneId(1),
+        pod: PodId(1),
+        servers: if hosts.is_empty() { vec![own] } else { hosts },
+        port: listening.port(),
+        console: arguments.console_listen,
+    }
+}
+
+async fn stop_system_vms(data_dir: &Path) -> anyhow::Result<()> {
+    // Held until they have ended: a server that starts meanwhile would start them again.
+    let _store = Store::open(data_dir).context("making sure that no server runs")?;
+    let nothing = Programs {
+        ssvm: PathBuf::new(),
+        console_proxy: PathBuf::new(),
+        novnc: None,
+    };
+    let (stopped, failed) = open_processes(data_dir, nothing)?.stop_all().await;
+    let text: String = stopped.iter().map(|name| format!("{name}\n")).collect();
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing the list")?;
+    match failed.into_iter().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
 }
 
 async fn api(data_dir: &Path, arguments: Api) -> anyhow::Result<()> {

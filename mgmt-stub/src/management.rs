@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::agents::Agents;
-use crate::alerts::AlertType;
+use crate::alerts::{self, AlertType};
 use crate::api::session::Logins;
 use crate::configuration::{ALERT_PURGE_DELAY, Configuration, EVENT_PURGE_DELAY, JOB_EXPIRE_MINUTES};
 use crate::jobs::Jobs;
@@ -16,6 +16,7 @@ use crate::store::alert::AlertFilter;
 use crate::store::event::EventFilter;
 use crate::store::id::{PodId, ZoneId};
 use crate::store::{Store, StoreError};
+use crate::zone::Zone;
 
 /// How often old rows are looked for.
 const PURGE_INTERVAL: Duration = Duration::from_hours(1);
@@ -30,6 +31,8 @@ pub struct Management {
     pub configuration: Configuration,
     /// Work in progress.
     pub jobs: Jobs,
+    /// System VMs, downloads, consoles.
+    pub zone: Zone,
     /// Who tries to log in.
     pub(crate) logins: Logins,
     /// `managementserverid` in answers.
@@ -43,18 +46,24 @@ impl Management {
     ///
     /// # Errors
     /// The store.
-    pub async fn new(store: Store, agents: Agents) -> Result<Self, StoreError> {
+    pub async fn new(
+        store: Store,
+        agents: Agents,
+        configuration: Configuration,
+        zone: Zone,
+    ) -> Result<Self, StoreError> {
         let id = store
             .setting_or_insert_with("management.server.uuid", || Uuid::new_v4().to_string())
             .await?;
         Ok(Self {
-            configuration: Configuration::load(store.clone()).await?,
+            configuration,
             jobs: Jobs::new(store.clone()).await?,
             logins: Logins::default(),
             id: id.parse().unwrap_or_default(),
             started: OffsetDateTime::now_utc(),
             store,
             agents,
+            zone,
         })
     }
 
@@ -66,12 +75,7 @@ impl Management {
         pod: Option<PodId>,
         description: impl Into<String>,
     ) {
-        let description = description.into();
-        warn!(kind = alert_type.name, description, "Alert");
-        let name = alert_type.name.to_owned();
-        if let Err(error) = self.store.add_alert(alert_type, zone, pod, name, description).await {
-            warn!(error = %platform::logging::chain(&error), "Cannot record an alert");
-        }
+        alerts::record(&self.store, alert_type, zone, pod, description).await;
     }
 
     /// Forgets old jobs, events and alerts until `stop`.

@@ -55,3 +55,8 @@ pub(crate) fn server_id() -> i64 {
     id[2] |= 0x02; // a MAC address of our own choice has this bit; and the id is never 0
     i64::from_be_bytes(id)
 }
+
+/// For a sealed message: never used twice.
+pub(crate) fn nonce() -> [u8; 12] {
+    bytes()
+}

@@ -595,6 +595,7 @@ impl Session<'_> {
                 .agents
                 .change_status(&entry, HostEvent::Ready, "agent is ready")
                 .await?;
+            shared.hooks.agent_up(&entry.host);
             connect.ready_again().await;
             Ok(Done::SetUp)
         };

@@ -20,7 +20,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::download_state;
 use crate::host_status::Rejected;
+use crate::instance_state::{self, InstanceState};
 use host::HostType;
 use id::HostId;
 
@@ -30,6 +32,9 @@ pub mod account;
 pub mod alert;
 /// Certificates that were issued, and which of them are revoked.
 pub mod certificate;
+mod command_log;
+/// Who looks at which screen.
+pub mod console_session;
 /// What was done, by whom.
 pub mod event;
 /// System VM agents that are, or were, connected.
@@ -38,6 +43,8 @@ pub mod host;
 pub mod id;
 /// Secondary storage.
 pub mod image_store;
+/// System VMs and user VMs.
+pub mod instance;
 /// Work that goes on after its caller was answered.
 pub mod job;
 mod row;
@@ -46,6 +53,8 @@ pub mod session;
 mod setting;
 /// Labels on anything that has a UUID.
 pub mod tag;
+/// Templates and ISOs.
+pub mod template;
 /// Zones and pods.
 pub mod zone;
 
@@ -56,6 +65,7 @@ const LOCK: &str = "mgmt-stub.lock";
 const MIGRATIONS: Migrations = &[
     (1, include_str!("store/migrations/0001_zones_and_hosts.sql")),
     (2, include_str!("store/migrations/0002_api.sql")),
+    (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
 ];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.
@@ -117,6 +127,14 @@ pub enum StoreError {
     NoSuchHost(HostId),
     #[error(transparent)]
     Rejected(#[from] Rejected),
+    #[error(transparent)]
+    NoInstanceTransition(#[from] instance_state::NoTransition),
+    #[error(transparent)]
+    NoDownloadTransition(#[from] download_state::NoTransition),
+    #[error("{name} is not {state} any more: somebody else has changed it just now; look again")]
+    LostRace { name: String, state: InstanceState },
+    #[error("all ports from {first} on are given to console proxies")]
+    NoConsolePort { first: u16 },
     #[error("guid {guid} belongs to host {host}, which is a {kind}")]
     GuidTaken { guid: String, host: HostId, kind: HostType },
 }

@@ -295,7 +295,10 @@ async fn a_detached_program_has_a_session_of_its_own_and_is_found_again() {
     let waiting = tokio::spawn(async move { started.wait().await.unwrap() });
     assert!(process.stop(Duration::from_secs(5)).await);
     assert!(!process.is_alive());
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&waiting.await.unwrap()), Some(15));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&waiting.await.unwrap()),
+        Some(15)
+    );
     assert!(process.stop(Duration::from_secs(5)).await, "stopping it again is fine");
 }
 
@@ -307,14 +310,19 @@ async fn a_detached_program_that_does_not_listen_is_killed() {
     let mut started = Cmd::new("perl").args(["-e", deaf]).spawn_detached(&log).unwrap();
     until("it is deaf", || fs::read(&log).unwrap().starts_with(b"deaf")).await;
     assert!(started.process().stop(Duration::from_millis(100)).await);
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&started.wait().await.unwrap()), Some(9));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&started.wait().await.unwrap()),
+        Some(9)
+    );
 }
 
 #[tokio::test]
 async fn a_detached_program_that_is_missing_is_an_error_here_and_now() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
-    let error = Cmd::new(&missing).spawn_detached(directory.path().join("log")).unwrap_err();
+    let error = Cmd::new(&missing)
+        .spawn_detached(directory.path().join("log"))
+        .unwrap_err();
     let text = chain(&error).to_string();
     assert!(text.contains("is the package that provides it installed?"), "{text}");
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`programs`] | where the built programs are |
+//! | [`python`] | clients from PyPI |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`wait`] | waiting for a condition, with a limit |
 //! | [`zone`] | a zone of plain processes in a directory of its own |
@@ -12,6 +13,7 @@
 
 pub mod browser;
 pub mod programs;
+pub mod python;
 pub mod source;
 pub mod wait;
 pub mod zone;

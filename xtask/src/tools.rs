@@ -63,7 +63,7 @@ pub(crate) const DENY: Tool = Tool {
     why: "checks licences and sources of dependencies (building it takes about three minutes on two cores)",
 };
 
-pub(crate) const ALL: [Tool; 8] = [
+pub(crate) const ALL: [Tool; 9] = [
     Tool {
         sign: Program("cc"),
         source: Debian("gcc"),
@@ -88,6 +88,11 @@ pub(crate) const ALL: [Tool; 8] = [
         sign: Program("chromium"),
         source: Debian("chromium"),
         why: "is the browser that tests use our pages with",
+    },
+    Tool {
+        sign: File("/usr/share/doc/python3-venv/copyright"),
+        source: Debian("python3-venv"),
+        why: "runs real clients of the API, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -254,7 +259,7 @@ mod tests {
         let steps = plan(&ALL, true, true);
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-             gcc libc6-dev openssl default-jdk-headless chromium",
+             gcc libc6-dev openssl default-jdk-headless chromium python3-venv",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn however_many_sessions_a_report_stays_short_and_counts_them_all() {
-        for count in [200, 250, 2000, 15_000] {
+        for count in [200, 300, 2000, 15_000] {
             let sessions = Sessions::new(0);
             let places: Vec<_> = (0..count)
                 .map(|number| sessions.open(viewer(number)).unwrap())
@@ -226,11 +226,7 @@ mod tests {
             let connections = report["connections"].as_array().unwrap();
             assert_eq!(connections.len(), count);
             let newest = connections.last().unwrap();
-            assert_eq!(
-                newest.get("tag").is_some(),
-                count < 15_000,
-                "{count}: the newest keep their details"
-            );
+            assert!(newest.get("tag").is_some(), "{count}: the newest keep their details");
             assert_eq!(connections[0].get("tag").is_some(), count == 200, "{count}");
             drop(places);
         }

@@ -6,6 +6,7 @@ mod account;
 mod alert;
 mod capacity;
 mod configuration;
+mod console;
 mod discovery;
 mod event;
 mod host;
@@ -14,8 +15,12 @@ mod job;
 mod network;
 mod offering;
 pub mod os_type;
+mod owner;
 pub(super) mod session;
+mod system_vm;
 mod tag;
+mod template;
+mod virtual_machine;
 mod zone;
 
 /// All commands, by noun.
@@ -26,6 +31,10 @@ const ALL: &[&[Command]] = &[
     zone::COMMANDS,
     host::COMMANDS,
     image_store::COMMANDS,
+    system_vm::COMMANDS,
+    template::COMMANDS,
+    virtual_machine::COMMANDS,
+    console::COMMANDS,
     network::COMMANDS,
     offering::COMMANDS,
     os_type::COMMANDS,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use time::OffsetDateTime;
+use tracing::debug;
 use uuid::Uuid;
 
 use super::command::{Command, Kind, Parameter, Run, optional};
@@ -27,6 +28,17 @@ pub const OF_OWNERS: &[Parameter] = &[
     optional("projectid", Kind::Id, "a project; there are none here"),
     optional("listall", Kind::Flag, "also what belongs to other accounts"),
     optional("isrecursive", Kind::Flag, "also in the domains below"),
+];
+/// Of every call.
+const OF_ALL: [&str; 8] = [
+    "command",
+    "response",
+    "apikey",
+    "signature",
+    "signatureversion",
+    "expires",
+    "sessionkey",
+    "listall",
 ];
 /// Rows of a map, and words of a list.
 const MAX_ELEMENTS: usize = 1000;
@@ -87,6 +99,14 @@ impl Parameters {
                     )));
                 }
                 None => {}
+            }
+        }
+        for pair in pairs {
+            let name = pair.name.split('[').next().unwrap_or_default();
+            let is_known = |known: &str| known.eq_ignore_ascii_case(name);
+            if !all_of(command).any(|parameter| is_known(parameter.name)) && !OF_ALL.iter().any(|known| is_known(known))
+            {
+                debug!(name, "Unknown parameter ignored");
             }
         }
         Ok(Self { values })
@@ -275,4 +295,100 @@ fn map(name: &str, pairs: &[Pair]) -> Result<Option<Vec<BTreeMap<String, String>
         }
     }
     Ok((!rows.is_empty()).then(|| rows.into_values().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::command::{Call, Outcome, required};
+    use super::super::form;
+    use super::*;
+
+    static COMMAND: Command = Command::list("frobnicateThings", "Frobnicates.", |_: Call| {
+        Box::pin(std::future::ready(Ok(Outcome::Success(None))))
+    })
+    .takes(&[
+        required("name", Kind::Text, ""),
+        optional("id", Kind::Id, ""),
+        optional("is", Kind::Flag, ""),
+        optional("size", Kind::Number, ""),
+        optional("part", Kind::Fraction, ""),
+        optional("since", Kind::Date, ""),
+        optional("words", Kind::List, ""),
+        optional("ids", Kind::Ids, ""),
+        optional("details", Kind::Map, ""),
+    ]);
+
+    fn checked(query: &str) -> Result<Parameters, String> {
+        let mut pairs = Vec::new();
+        form::parse(query.as_bytes(), &mut pairs).map_err(|error| error.text)?;
+        Parameters::check(&COMMAND, &pairs).map_err(|error| error.text)
+    }
+
+    #[test]
+    fn each_kind_is_read_whatever_the_case_of_its_name() {
+        let id = "0a31f5e2-6b0f-4d0c-9a55-0f0000000000";
+        let query = format!(
+            "NAME=A+b&Id={id}&is=TRUE&size=-3&part=0.5&since=2026-11-20&words=a,+b,,c&ids={id}&page=2\
+             &Details%5B1%5D.key=b&details[1].value=2&details[0].cpuNumber=4&details[0].memory=512"
+        );
+        let parameters = checked(&query).unwrap();
+        let uuid: Uuid = id.parse().unwrap();
+        assert_eq!(
+            (parameters.text("name"), parameters.id("id")),
+            (Some("A b"), Some(uuid))
+        );
+        assert_eq!(
+            (parameters.flag("is"), parameters.number("size")),
+            (Some(true), Some(-3))
+        );
+        assert_eq!(
+            (parameters.fraction("part"), parameters.number("page")),
+            (Some(0.5), Some(2))
+        );
+        assert_eq!(
+            parameters.date("since").map(date::format).as_deref(),
+            Some("2026-11-20T00:00:00+0000")
+        );
+        assert_eq!(parameters.list("words"), ["a", "b", "c"]);
+        assert_eq!(parameters.ids("ids"), Some(&[uuid][..]));
+        let details: Vec<(String, String)> = parameters.details("details").into_iter().collect();
+        let wanted = [("b", "2"), ("cpuNumber", "4"), ("memory", "512")];
+        assert_eq!(details, wanted.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn what_is_absent_is_none_and_what_is_wrong_names_the_parameter() {
+        let parameters = checked("name=x&id=-1&is=None&size=&unknown=1").unwrap();
+        assert_eq!(
+            (parameters.id("id"), parameters.flag("is"), parameters.number("size")),
+            (None, None, None)
+        );
+        let missing = "Unable to execute API command frobnicatethings due to missing parameter name";
+        assert_eq!(checked("is=true").unwrap_err(), missing);
+        for (name, value) in [
+            ("is", "1"),
+            ("size", "1.5"),
+            ("part", "x"),
+            ("since", "soon"),
+            ("id", "7"),
+            ("ids", "7"),
+        ] {
+            let error = checked(&format!("name=x&{name}={value}")).unwrap_err();
+            assert!(error.contains(&format!("parameter {name}")), "{error}");
+        }
+        for map in ["[", "[0", "[0]", "[0].", "[x].a", "[-1].a", "[99999999999].a"] {
+            let error = checked(&format!("name=x&details{map}=1")).unwrap_err();
+            assert!(error.ends_with("write it like details[0].key=value"), "{map}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(noise in ".{0,200}", name in "(name|details|ids|since|words)(\\[.{0,4})?", value in ".{0,40}") {
+            let pair = |name: &str, value: &str| Pair { name: name.into(), value: value.into() };
+            let _ = Parameters::check(&COMMAND, &[pair("name", "x"), pair(&name, &value), pair(&noise, &noise)]);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Kind::{self, Flag, Fraction, List, Number, OneOf, Text};
+use super::Kind::{self, Flag, Fraction, List, Networks, Number, OneOf, Text};
 use super::Setting;
 
 const MANY: i64 = 2_147_483_647;
@@ -54,6 +54,8 @@ settings! {
             "Console proxies in a zone, at most.";
         CONSOLEPROXY_RESTART = "consoleproxy.restart" Flag, "true",
             "Start a console proxy again that has ended.";
+        CONSOLEPROXY_MANAGEMENT_STATE = "consoleproxy.management.state" OneOf(&["Auto", "Manual"]), "Auto",
+            "Whether console proxies are started when they are needed (Auto), or only by hand (Manual).";
         CONSOLEPROXY_SSL_ENABLED = "consoleproxy.sslEnabled" Flag, "false",
             "Consoles over https.";
         CONSOLEPROXY_URL_DOMAIN = "consoleproxy.url.domain" Text, "",
@@ -74,7 +76,15 @@ settings! {
             "Time (minutes) after which a command does not count as running any more.";
         MAX_SSVM_COUNT = "max.ssvm.count" Number(1, 1000), "5",
             "Secondary storage VMs in a zone, at most.";
-        SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" List, "",
+        SECSTORAGE_VM_AUTO_SCALE_DOWN = "secstorage.vm.auto.scale.down" Flag, "false",
+            "Whether further secondary storage VMs are destroyed when they have nothing to do.";
+        SYSTEM_VM_AUTO_RESERVE_CAPACITY = "system.vm.auto.reserve.capacity" Flag, "true",
+            "Whether secondary storage VMs are started when they are needed.";
+        SECSTORAGE_PROXY = "secstorage.proxy" Text, "",
+            "HTTP proxy for downloads, as host or host:port.";
+        STORE_DOWNLOAD_FOLLOW_REDIRECTS = "store.download.follow.redirects" Flag, "true",
+            "Whether downloads follow redirects. CloudStack's default is false; here each hop is checked like the first.";
+        SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" Networks, "",
             "Networks (CIDR) inside of which templates may be downloaded from, comma-separated.";
         SECSTORAGE_NFS_VERSION = "secstorage.nfs.version" Text, "",
             "NFS version of image stores that say nothing themselves.";
@@ -86,6 +96,8 @@ settings! {
             "Time (ms) between two looks at the image stores' space.";
         TEMPLATE_DOWNLOAD_POLL_INTERVAL = "template.download.poll.interval" MILLISECONDS, "2000",
             "Time (ms) between two questions for the progress of a download. Our own setting.";
+        TEMPLATE_DOWNLOAD_RETRY_INTERVAL = "template.download.retry.interval" MILLISECONDS, "2000",
+            "Time (ms) before a failed download is tried again; doubles with each of the five attempts. Our own setting.";
         SYSTEMVM_INSTANCE_NAME = "instance.name" Text, "VM",
             "Last part of instance names, as in s-1-VM.";
     }
@@ -109,7 +121,7 @@ settings! {
         SESSIONKEY_CHECK_LOCATIONS = "api.sessionkey.check.locations"
             OneOf(&["CookieAndParameter", "ParameterOnly"]), "CookieAndParameter",
             "Where the session key must be.";
-        ALLOWED_SOURCE_CIDRS = "api.allowed.source.cidr.list" List, "0.0.0.0/0,::/0",
+        ALLOWED_SOURCE_CIDRS = "api.allowed.source.cidr.list" Networks, "0.0.0.0/0,::/0",
             "Networks (CIDR) from which the API may be called, comma-separated.";
     }
 }

@@ -49,6 +49,11 @@ ids! {
     ImageStoreId
     UserId
     AccountId
+    InstanceId
+    TemplateId
+    TemplateStoreId
+    ConsoleSessionId
+    CommandLogId
     DomainId
     EventId
     AlertId

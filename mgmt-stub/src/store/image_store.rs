@@ -16,6 +16,12 @@ pub struct ImageStore {
     /// Such as `nfs://10.1.4.2/export/secondary`.
     pub url: String,
     pub nfs_version: Option<String>,
+    /// Where this machine has it, for `ssvm` processes: they use the directory instead of mounting the URL.
+    pub local_directory: Option<String>,
+    /// As an SSVM said last.
+    pub used_bytes: Option<i64>,
+    /// As an SSVM said last.
+    pub total_bytes: Option<i64>,
     /// The directory an SSVM mounted it on: `_dir` of its SecStorageSetupAnswer.
     pub parent: Option<String>,
     pub removed: Option<time::OffsetDateTime>,
@@ -55,6 +61,26 @@ impl Store {
         .await
     }
 
+    /// Where this machine has the store.
+    pub async fn set_image_store_directory(&self, store: ImageStoreId, directory: String) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            let sql = "UPDATE image_store SET local_directory = ? WHERE id = ?";
+            transaction.execute(sql, params![directory, store])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What an SSVM says of its size.
+    pub async fn set_image_store_size(&self, store: ImageStoreId, used: i64, total: i64) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            let sql = "UPDATE image_store SET used_bytes = ?, total_bytes = ? WHERE id = ?";
+            transaction.execute(sql, params![used, total, store])?;
+            Ok(())
+        })
+        .await
+    }
+
     pub async fn set_image_store_parent(
         &self,
         store: ImageStoreId,
@@ -80,6 +106,9 @@ fn image_store(row: &Row<'_>) -> rusqlite::Result<ImageStore> {
         name: row.get("name")?,
         url: row.get("url")?,
         nfs_version: row.get("nfs_version")?,
+        local_directory: row.get("local_directory")?,
+        used_bytes: row.get("used_bytes")?,
+        total_bytes: row.get("total_bytes")?,
         parent: row.get("parent")?,
         removed: row.get::<_, Option<Seconds>>("removed")?.map(|seconds| seconds.0),
     })

@@ -83,7 +83,11 @@ impl Cmd {
         session.env.clone_from(&self.env);
         let (stdout, stderr) = open_log(log, &command)?;
         let mut child = session.command();
-        child.stdin(Stdio::null()).stdout(stdout).stderr(stderr).kill_on_drop(false);
+        child
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr)
+            .kill_on_drop(false);
         let child = child.spawn().map_err(|source| self.cannot_start(source))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
         let process = Process::of(pid).map_err(lost)?;

@@ -1,6 +1,6 @@
 //! Capacity: nothing that could be full is known of yet.
 
-use crate::api::command::Kind::{Flag, Id, Number, Text};
+use crate::api::command::Kind::{Id, Number, Text};
 use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::error::ApiError;
 use crate::api::list;
@@ -14,9 +14,7 @@ pub(super) const COMMANDS: &[Command] =
             optional("zoneid", Id, "of a zone"),
             optional("podid", Id, "of a pod"),
             optional("clusterid", Id, "of a cluster"),
-            optional("fetchlatest", Flag, "look again first"),
             optional("type", Number, "one type, such as 6 for secondary storage"),
-            optional("sortby", Text, "usage"),
         ])
         .answers(&[
             Field("type", Number, "what it is, such as 6 for secondary storage"),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::command::Kind::{Flag, Id, Number, Text};
+use crate::api::command::Kind::{Flag, Text};
 use crate::api::command::{Call, Command, Field, Outcome, Who, optional, required};
 use crate::api::error::ApiError;
 use crate::api::list;
@@ -19,7 +19,6 @@ const CONFIGURATION: &[Field] = &[
     Field("isdynamic", Flag, "whether a change has effect at once: all do"),
     Field("type", Text, "Boolean, Number, Decimal, Select, CSV or String"),
     Field("options", Text, "what can be chosen"),
-    Field("id", Number, "of what it is a setting, in scopes below the global one"),
 ];
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -31,7 +30,6 @@ pub(super) const COMMANDS: &[Command] = &[
         optional("name", Text, "one setting"),
         optional("category", Text, "those of a category"),
         optional("group", Text, "those of a category"),
-        optional("zoneid", Id, "values of a zone; all settings are global here"),
     ])
     .answers(CONFIGURATION),
     Command::sync(

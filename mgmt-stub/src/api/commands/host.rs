@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::command::Kind::{Date, Flag, Id, List, Text};
+use crate::api::command::Kind::{Date, Flag, Id, Text};
 use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::date;
 use crate::api::error::ApiError;
@@ -27,7 +27,6 @@ pub(super) const COMMANDS: &[Command] = &[Command::list(
     optional("hypervisor", Text, "its hypervisor; agents of system VMs have none"),
     optional("version", Text, "its version"),
     optional("arch", Text, "its processor, such as x86_64"),
-    optional("details", List, "which details; all are shown"),
 ])
 .answers(&[
     Field("id", Text, "the host"),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::command::Kind::{Flag, Id, Text};
+use crate::api::command::Kind::{Flag, Id, Number, Text};
 use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::error::ApiError;
 use crate::api::list;
@@ -33,6 +33,8 @@ pub(super) const COMMANDS: &[Command] = &[
         Field("providername", Text, "such as NFS"),
         Field("scope", Text, "ZONE"),
         Field("readonly", Flag, "whether nothing can be written"),
+        Field("disksizetotal", Number, "bytes, as a storage VM said last"),
+        Field("disksizeused", Number, "bytes, as a storage VM said last"),
     ]),
     Command::list(
         "listStoragePools",
@@ -81,6 +83,8 @@ fn describe(store: &ImageStore, zone: &Zone) -> Value {
         "providername": if protocol == "nfs" { "NFS".to_owned() } else { protocol.to_owned() },
         "scope": "ZONE",
         "readonly": false,
+        "disksizetotal": store.total_bytes,
+        "disksizeused": store.used_bytes,
     })
 }
 

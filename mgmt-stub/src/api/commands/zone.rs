@@ -18,7 +18,6 @@ pub(super) const COMMANDS: &[Command] = &[
             optional("name", Text, "its name"),
             optional("available", Flag, "only those that VMs can be deployed to; all are"),
             optional("networktype", Text, "Advanced or Basic"),
-            optional("showcapacities", Flag, "with capacity"),
             optional("tags", Map, "with all these tags"),
         ])
         .answers(&[
@@ -38,7 +37,6 @@ pub(super) const COMMANDS: &[Command] = &[
             Field("zonetoken", Text, "made of the id"),
             Field("type", Text, "Core"),
             Field("tags", Object, "its tags"),
-            Field("capacity", Object, "of this zone, if asked for"),
         ]),
     Command::list("listPods", "Lists the pods.", |call| Box::pin(list_pods(call)))
         .takes(&[
@@ -46,7 +44,6 @@ pub(super) const COMMANDS: &[Command] = &[
             optional("name", Text, "its name"),
             optional("zoneid", Id, "its zone"),
             optional("allocationstate", Text, "Enabled or Disabled"),
-            optional("showcapacities", Flag, "with capacity"),
         ])
         .answers(&[
             Field("id", Text, "the pod"),

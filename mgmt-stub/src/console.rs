@@ -1,0 +1,9 @@
+//! Consoles: who may see which screen through which proxy (management.md §7, §8).
+
+mod endpoint;
+pub mod load;
+pub mod ticket;
+pub mod token;
+pub mod url;
+
+pub use endpoint::{Books, Consoles, Creator, Endpoint, NoConsole, screen_address};

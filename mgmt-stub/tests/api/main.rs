@@ -1,0 +1,10 @@
+//! The HTTP API over real connections: TCP as clients use it, and the server's own socket.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod answers;
+mod discovery;
+mod jobs;
+mod session;
+mod signature;
+mod support;
+mod transport;
