@@ -11,7 +11,7 @@ const SILENCE_MS = 40_000;
  * `onChange(topics)` gets the changed topics; `onState` gets "connecting", "open" or "away"; `isRefused()` is asked when
  * the server did not accept the stream, and answers whether to give up (the session is over).
  */
-export function follow({ url, onChange, onState, isRefused }) {
+export function follow({ address, onChange, onState, isRefused }) {
     let source = null;
     let [retry, silence] = [0, 0];
     let delay = RETRY_MS;
@@ -19,7 +19,7 @@ export function follow({ url, onChange, onState, isRefused }) {
 
     function connect() {
         onState("connecting");
-        source = new EventSource(url());
+        source = new EventSource(address());
         source.onopen = heard;
         source.addEventListener("heartbeat", heard);
         source.addEventListener("state", (event) => {

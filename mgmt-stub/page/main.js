@@ -27,6 +27,8 @@ const VIEWS = [
 const CLOCK_MS = 5000;
 /** A user who is doing something keeps the session, at the price of one small call. */
 const KEEP_ALIVE_MS = 60_000;
+/** A restart of the server takes less, and is not worth a line. */
+const AWAY_SHOWN_S = 2;
 /** A page that nobody has seen for so long gives its connection back until somebody does. */
 const HIDDEN_MS = 30_000;
 
@@ -59,7 +61,8 @@ function draw() {
                 h("button", { class: "quiet", onclick: leave, title: "Log out" }, icon("logout"), h("span", null, "Log out")),
             ),
         ),
-        h("main", { key: "main", id: "main", class: state.connection === "away" ? "stale" : "" },
+        h("main", { key: "main", id: "main" },
+            away(),
             h("div", { key: `view-${current.id}` }, current.draw())),
         state.screen === "again" && askAgain(),
     ]);
@@ -85,12 +88,16 @@ function link({ id, name, count }) {
 
 function connection() {
     if (state.connection === "open") return h("span", { class: "connection good", role: "status" }, "Live");
-    if (state.awaySince === null) return h("span", { class: "connection work", role: "status" }, "Connecting…");
-    // The time is not part of what screen readers announce: it would be read each few seconds.
-    const seconds = Math.round((Date.now() - state.awaySince) / 1000);
-    return h("span", { class: "connection problem" },
-        h("span", { role: "status" }, "Reconnecting…"),
-        seconds >= 5 && h("span", { "aria-hidden": "true" }, ` what you see is ${duration(seconds)} old`));
+    const text = state.awaySince === null ? "Connecting…" : "Reconnecting…";
+    return h("span", { class: `connection ${state.awaySince === null ? "work" : "problem"}`, role: "status" }, text);
+}
+
+/** How old the view is. Not announced: it changes each few seconds, and `connection` has said it. */
+function away() {
+    const seconds = state.awaySince === null ? 0 : (Date.now() - state.awaySince) / 1000;
+    if (state.connection === "open" || seconds < AWAY_SHOWN_S) return null;
+    return h("p", { key: "away", class: "banner" }, icon("problem"),
+        `The server does not answer. This is how it was ${duration(seconds)} ago; the page goes on by itself when it is back.`);
 }
 
 function skip(event) {
@@ -122,7 +129,7 @@ async function leave() {
 function connect() {
     stream?.stop();
     stream = follow({
-        url: () => `live?sessionkey=${encodeURIComponent(state.session.sessionkey)}`,
+        address: () => `live?sessionkey=${encodeURIComponent(state.session.sessionkey)}`,
         onState: (connection) => {
             state.connection = connection;
             if (connection === "open") state.awaySince = null;
@@ -153,9 +160,9 @@ function tellProgress(topics) {
         for (const image of topics[topic] ?? []) {
             if (!before.has(image.id)) continue;
             const [was, is] = [template(before.get(image.id)), template(image)];
-            const quarter = ({ download }) => Math.floor(Number(download?.downloadPercent ?? 0) / 25);
-            if (is.kind !== was.kind) announce(`${image.name}: ${is.label}`);
-            else if (is.kind === "work" && quarter(is) > quarter(was)) announce(`${image.name}: ${quarter(is) * 25} percent`);
+            const quarter = (image) => Math.floor((image.downloadpercent ?? 0) / 25);
+            if (is.label !== was.label) announce(`${image.name}: ${is.label}`);
+            else if (is.kind === "work" && quarter(image) > quarter(before.get(image.id))) announce(`${image.name}: ${quarter(image) * 25} percent`);
         }
     }
 }

@@ -35,16 +35,15 @@ export function host(host) {
     return { kind: "problem", label: host.state ?? "Unknown" };
 }
 
-/** Of a template or ISO: `{ kind, label, download }`; `download` as the server tells of it, or null. */
-export function template(template) {
-    const download = template.downloaddetails?.[0] ?? null;
-    if (template.isready) return { kind: "good", label: "Ready", download: null };
-    switch (download?.downloadState) {
-        case "DOWNLOAD_ERROR": return { kind: "problem", label: "Failed", download };
-        case "ABANDONED": return { kind: "off", label: "Cancelled", download };
-        case "DOWNLOAD_IN_PROGRESS": return { kind: "work", label: Number(download.downloadPercent) >= 100 ? "Installing" : "Downloading", download };
-        case "DOWNLOADED": return { kind: "work", label: "Installing", download };
-        default: return { kind: "work", label: "Waiting", download };
+/** Of a template or ISO. One that failed and is tried again needs nobody. */
+export function template(image) {
+    if (image.isready) return { kind: "good", label: "Ready" };
+    switch (image.downloadstate) {
+        case "DOWNLOAD_ERROR": return image.downloadnext ? { kind: "work", label: "Retrying" } : { kind: "problem", label: "Failed" };
+        case "ABANDONED": return { kind: "work", label: "Being deleted" };
+        case "DOWNLOAD_IN_PROGRESS": return { kind: "work", label: image.downloadpercent >= 100 ? "Installing" : "Downloading" };
+        case "DOWNLOADED": return { kind: "work", label: "Installing" };
+        default: return { kind: "work", label: "Waiting" };
     }
 }
 

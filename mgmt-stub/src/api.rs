@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, Uri};
 use platform::http::{self, BadBody, Request, Response};
 use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug, info, info_span};
@@ -191,6 +191,21 @@ impl Api {
         session_key: Option<&str>,
     ) -> Result<Caller, ApiError> {
         session::of_session(&self.management, headers, session_key).await
+    }
+
+    /// Likewise, with the parameter in the address: whose request this is that has no form.
+    ///
+    /// # Errors
+    /// 401: nobody's. 430: a query that is none.
+    pub async fn caller_of(&self, uri: &Uri, headers: &HeaderMap<HeaderValue>) -> Result<Caller, ApiError> {
+        let mut pairs = Vec::new();
+        form::parse(uri.query().unwrap_or_default().as_bytes(), &mut pairs)?;
+        self.session(headers, value_of(&pairs, "sessionkey")).await
+    }
+
+    /// Whether a session (the hash of its id) is still good. Asking is not using it.
+    pub async fn is_session_open(&self, id_hash: &str) -> bool {
+        session::is_open(&self.management, id_hash).await
     }
 
     /// Runs one command for a caller who is known; `pairs` are its parameters. Its value has no answer's key around it.

@@ -20,6 +20,8 @@
 //! | [`client_auth`] | which client certificates are good |
 //! | [`web`] | what is served over HTTP |
 //! | [`api`] | the HTTP API: its commands |
+//! | [`page`] | the web page's files |
+//! | [`live`] | what the page shows, as it changes |
 //! | [`client`] | asks a running server over its socket |
 //! | [`management`] | what commands work with |
 //! | [`configuration`] | settings |
@@ -46,7 +48,9 @@ pub mod host_status;
 pub mod instance_state;
 pub mod jobs;
 mod link;
+pub mod live;
 pub mod management;
+pub mod page;
 pub mod password;
 mod random;
 pub mod scanner;

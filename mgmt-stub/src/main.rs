@@ -350,7 +350,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         );
     }
     info!(listen = %server.local_addr()?, id = server.id(), "Serving agents");
-    info!(listen = %web.local_addr()?, "Serving the API at /client/api");
+    info!(listen = %web.local_addr()?, "Serving the page at /client/ and the API at /client/api");
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));

@@ -75,12 +75,18 @@ pub fn answer(method: &Method, path: &str, headers: &HeaderMap<HeaderValue>) -> 
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ];
-    response.headers_mut().extend(fields.map(|(name, value)| (Some(name), value)));
+    response
+        .headers_mut()
+        .extend(fields.map(|(name, value)| (Some(name), value)));
     Some(response)
 }
 
 fn redirect() -> Response {
-    let mut response = http::answer(StatusCode::TEMPORARY_REDIRECT, "text/plain", "the page is at /client/\n");
+    let mut response = http::answer(
+        StatusCode::TEMPORARY_REDIRECT,
+        "text/plain",
+        "the page is at /client/\n",
+    );
     response
         .headers_mut()
         .insert(header::LOCATION, HeaderValue::from_static(ROOT));
@@ -160,10 +166,18 @@ mod tests {
     async fn the_page_comes_with_its_policy_and_is_sent_again_only_when_it_is_another_one() {
         let page = get(ROOT);
         let headers = page.headers().clone();
-        let shown: Vec<_> = ["content-type", "cache-control", "x-content-type-options", "referrer-policy"]
-            .map(|name| headers[name].to_str().unwrap().to_owned())
-            .into();
-        assert_eq!(shown, ["text/html; charset=utf-8", "no-cache", "nosniff", "no-referrer"]);
+        let shown: Vec<_> = [
+            "content-type",
+            "cache-control",
+            "x-content-type-options",
+            "referrer-policy",
+        ]
+        .map(|name| headers[name].to_str().unwrap().to_owned())
+        .into();
+        assert_eq!(
+            shown,
+            ["text/html; charset=utf-8", "no-cache", "nosniff", "no-referrer"]
+        );
         let policy = headers["content-security-policy"].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
         assert!(!policy.contains("unsafe"), "{policy}");
@@ -173,7 +187,10 @@ mod tests {
         assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(again.headers()["etag"], headers["etag"]);
         let list = HeaderValue::from_str(&format!("\"x\", W/{}", headers["etag"].to_str().unwrap())).unwrap();
-        assert_eq!(ask(&Method::GET, ROOT, Some(&list)).unwrap().status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(
+            ask(&Method::GET, ROOT, Some(&list)).unwrap().status(),
+            StatusCode::NOT_MODIFIED
+        );
         let other = HeaderValue::from_static("\"0000\"");
         assert_eq!(ask(&Method::GET, ROOT, Some(&other)).unwrap().status(), StatusCode::OK);
     }
@@ -185,7 +202,14 @@ mod tests {
             assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
             assert_eq!(response.headers()["location"], ROOT);
         }
-        for path in ["/client/api", "/client/../page.rs", "/client/views", "/client/views/", "/other", "/clientx"] {
+        for path in [
+            "/client/api",
+            "/client/../page.rs",
+            "/client/views",
+            "/client/views/",
+            "/other",
+            "/clientx",
+        ] {
             assert!(ask(&Method::GET, path, None).is_none(), "{path}");
         }
         let refused = ask(&Method::POST, ROOT, None).unwrap();
@@ -198,7 +222,15 @@ mod tests {
     async fn nothing_in_the_page_is_inline_or_comes_from_elsewhere() {
         for (name, asset) in ASSETS.iter() {
             let text = std::str::from_utf8(asset.bytes).unwrap();
-            for forbidden in ["innerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "@import", "url("] {
+            for forbidden in [
+                "innerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "eval(",
+                " style=",
+                "@import",
+                "url(",
+            ] {
                 assert!(!text.contains(forbidden), "{name} has {forbidden}");
             }
         }

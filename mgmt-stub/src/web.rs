@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use hyper::header::{HeaderValue, LOCATION};
 use platform::http::{self, Handler, Limits, Peer, Request, Response};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Trust};
+use crate::live::Live;
+use crate::page;
 
 /// Name of the socket in the data directory.
 pub const SOCKET: &str = "api.sock";
@@ -20,6 +21,7 @@ pub const SOCKET: &str = "api.sock";
 /// Answers requests that come in one way.
 struct Web {
     api: Api,
+    live: Arc<Live>,
     trust: Trust,
 }
 
@@ -28,20 +30,16 @@ impl Handler for Web {
         let from = (self.trust == Trust::Nobody).then_some(peer.address.ip());
         match request.uri().path() {
             "/client/api" => self.api.answer(request, from, self.trust).await,
-            "/" | "/client" => to("/client/"),
-            _ => http::answer(
-                StatusCode::NOT_FOUND,
-                "text/plain; charset=utf-8",
-                "there is nothing at this address\n",
-            ),
+            "/client/live" => self.live.answer(request.uri(), request.headers()).await,
+            path => page::answer(request.method(), path, request.headers()).unwrap_or_else(|| {
+                http::answer(
+                    StatusCode::NOT_FOUND,
+                    "text/plain; charset=utf-8",
+                    "there is nothing at this address\n",
+                )
+            }),
         }
     }
-}
-
-fn to(path: &'static str) -> Response {
-    let mut response = http::answer(StatusCode::FOUND, "text/plain; charset=utf-8", path);
-    response.headers_mut().insert(LOCATION, HeaderValue::from_static(path));
-    response
 }
 
 /// The listeners of the API.
@@ -107,14 +105,17 @@ impl WebServer {
 
     /// Serves until `stop`.
     pub async fn serve(self, api: Api, stop: CancellationToken) {
+        let live = Arc::new(Live::new(api.clone(), stop.clone()));
         let handler = |trust| {
             Arc::new(Web {
                 api: api.clone(),
+                live: Arc::clone(&live),
                 trust,
             })
         };
         let limits = Limits::default();
         tokio::join!(
+            live.run(),
             http::serve(self.tcp, None, limits, handler(Trust::Nobody), stop.clone()),
             http::serve(self.unix, None, limits, handler(Trust::Administrator), stop.clone()),
         );

@@ -58,7 +58,7 @@ function tile(view, name, objects, meaning, good) {
 
 function attention(images) {
     const vms = (state.systemvms ?? []).map((vm) => ({ ...words.systemVm(vm), id: vm.id, name: vm.name, view: "systemvms" }));
-    const downloads = images.map((image) => ({ ...words.template(image), id: image.id, name: image.name, view: "templates", reason: image.status }));
+    const downloads = images.map((image) => ({ ...words.template(image), id: image.id, name: image.name, view: "templates", reason: image.downloaderror ?? image.status }));
     const open = [...vms, ...downloads].filter(({ kind, view }) => kind === "problem" || (kind !== "good" && view === "systemvms"));
     if (open.length === 0) return null;
     return h("section", { key: "attention", class: "attention", "aria-labelledby": "attention-title" },

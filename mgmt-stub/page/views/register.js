@@ -6,8 +6,11 @@ import { announce } from "../notices.js";
 import { changed, state } from "../state.js";
 import { field } from "./login.js";
 
-const FORMATS = ["QCOW2", "RAW", "VHD", "OVA", "VMDK"];
-const ENDINGS = [[/\.qcow2?$/, "QCOW2"], [/\.(raw|img)$/, "RAW"], [/\.vhdx?$/, "VHD"], [/\.ova$/, "OVA"], [/\.vmdk$/, "VMDK"], [/\.iso$/, "ISO"]];
+const FORMATS = ["QCOW2", "RAW", "VHD", "VHDX", "VMDK", "OVA"];
+const ENDINGS = [[/\.qcow2?$/, "QCOW2"], [/\.(raw|img)$/, "RAW"], [/\.vhd$/, "VHD"], [/\.vhdx$/, "VHDX"], [/\.ova$/, "OVA"], [/\.vmdk$/, "VMDK"], [/\.iso$/, "ISO"]];
+
+/** Formats that only one hypervisor starts from. */
+const HYPERVISORS = { OVA: "VMware", VHDX: "Hyperv" };
 
 /** `null` while the form is closed. */
 let form = null;
@@ -40,7 +43,7 @@ export function registerDialog() {
             h("h2", { id: "register-title" }, "Register a template or ISO"),
             h("p", { class: "hint" }, "The secondary storage VM fetches the image, checks it, and shows its progress here."),
             input({ id: "url", label: "URL", type: "url", required: true, autofocus: true, placeholder: "https://example.org/debian-13.qcow2", oninput: guess, spellcheck: "false",
-                hint: "http, https or ftp. May end in .gz, .bz2, .xz or .zip." }),
+                hint: "http or https. The file may be compressed: .gz, .bz2, .xz or .zip." }),
             input({ id: "name", label: "Name", required: true, maxlength: "255" }),
             h("div", { class: "pair" },
                 select("format", "Format", [...FORMATS, "ISO"].map((format) => [format, format]), form.format, (event) => { form.format = event.target.value; changed(); }),
@@ -76,6 +79,7 @@ function guess(event) {
     if (format) {
         elements.format.value = format;
         form.format = format;
+        if (elements.hypervisor && HYPERVISORS[format]) elements.hypervisor.value = HYPERVISORS[format];
     }
     if (elements.name.value === (form.guessedName ?? "")) {
         form.guessedName = file.replace(/\.[^.]*$/, "");

@@ -47,9 +47,9 @@ function card(vm) {
         meaning.reason && h("p", { class: `reason-box ${meaning.kind}` }, meaning.reason),
         facts([
             ["State", vm.state],
-            ["Since", vm.statesince && when(vm.statesince)],
+            ["Since", vm.since && when(vm.since)],
             ["Agent", vm.agentstate ?? "not connected"],
-            ["Public address", vm.publicip],
+            ["Public address", vm.publicip && (vm.consoleport ? `${vm.publicip}, port ${vm.consoleport}` : vm.publicip)],
             ["Private address", vm.privateip],
             ["Open consoles", vm.systemvmtype === "consoleproxy" ? String(vm.activeviewersessions ?? 0) : undefined],
             ["Version", vm.version],

@@ -3,17 +3,17 @@
 import * as api from "../api.js";
 import { confirm } from "../dialog.js";
 import { h } from "../dom.js";
-import { bytes, duration } from "../format.js";
+import { bytes, duration, time } from "../format.js";
 import { icon } from "../icons.js";
 import { follow } from "../notices.js";
 import { button, chip, empty, heading, loading, when } from "../parts.js";
-import { state, whileBusy } from "../state.js";
+import { now, state, whileBusy } from "../state.js";
 import { template as meaningOf } from "../words.js";
 import { openRegister, registerDialog } from "./register.js";
 
 export function templates() {
     const register = h("button", { class: "primary", onclick: openRegister }, icon("add"), h("span", null, "Register by URL"));
-    if (state.templates === null) return [heading("Templates and ISOs"), loading("the templates")];
+    if (state.templates === null) return [heading("Templates and ISOs", register), loading("the templates"), registerDialog()];
     const images = [
         ...state.templates.map((image) => ({ ...image, isIso: false })),
         ...(state.isos ?? []).map((image) => ({ ...image, isIso: true })),
@@ -21,14 +21,15 @@ export function templates() {
     return [
         heading("Templates and ISOs", register),
         images.length === 0
-            ? empty("There are none yet. Register one by the URL of its image: http, https or ftp; qcow2, raw, vhd, ova, vmdk or iso, also compressed.")
+            ? empty("There are none yet. Register one by the URL of its image: http or https; qcow2, raw, vhd, vmdk, ova or iso, also compressed.")
             : h("ul", { class: "images" }, images.map(row)),
         registerDialog(),
     ];
 }
 
 function row(image) {
-    const { kind, label, download } = meaningOf(image);
+    const { kind, label } = meaningOf(image);
+    const hasFailed = image.downloadstate === "DOWNLOAD_ERROR" && !image.isready;
     const working = state.busy.get(image.id);
     return h("li", { key: `${image.id}-${image.zoneid}`, class: "card image", "aria-labelledby": `name-${image.id}` },
         h("div", { class: "card-title" },
@@ -37,9 +38,7 @@ function row(image) {
                 h("h2", { id: `name-${image.id}` }, image.name),
                 h("p", { class: "hint" }, about(image))),
             chip({ kind, label })),
-        kind === "work" && progress(image, download),
-        kind === "problem" && h("p", { class: "reason-box problem" }, image.status),
-        kind === "off" && image.status && h("p", { class: "hint" }, image.status),
+        hasFailed ? failure(image, label) : kind === "work" && progress(image),
         h("div", { class: "card-foot" },
             h("p", { class: "hint source" }, image.url && h("code", null, image.url)),
             h("div", { class: "buttons" },
@@ -61,32 +60,29 @@ function about(image) {
     ].filter(Boolean).flatMap((part, index) => (index === 0 ? [part] : [" · ", part]));
 }
 
-/** Percent, bytes, rate, time left, attempt: what is known of a download. */
-function progress(image, download) {
-    const percent = Number(download?.downloadPercent ?? 0);
-    const { bytesDone, bytesTotal, bytesPerSecond, secondsLeft, attempt, maxAttempts, lastError } = details(download);
-    const isMoving = percent > 0 || bytesDone > 0;
-    const amount = bytesDone > 0 && (bytesTotal > 0 ? `${bytes(bytesDone)} of ${bytes(bytesTotal)}` : bytes(bytesDone));
+/** Percent, bytes, rate, time left, attempt: what is known of a download. The server's own fields, beside CloudStack's. */
+function progress(image) {
+    const { downloadpercent: percent = 0, downloadbytes: come, downloadrate: rate, downloadeta: left, downloadattempt: attempt } = image;
+    const isMoving = percent > 0 || come > 0;
     const words = [
-        isMoving ? `${percent} %` : image.status || "Waiting for the secondary storage VM",
-        amount,
-        bytesPerSecond > 0 && `${bytes(bytesPerSecond)}/s`,
-        secondsLeft > 0 && percent < 100 && `about ${duration(secondsLeft)} left`,
-        attempt > 1 && `attempt ${attempt}${maxAttempts ? ` of ${maxAttempts}` : ""}`,
+        isMoving ? `${percent} %` : "Waiting for the secondary storage VM",
+        come > 0 && bytes(come),
+        rate > 0 && percent < 100 && `${bytes(rate)}/s`,
+        left > 0 && `about ${duration(left)} left`,
+        attempt > 1 && `attempt ${attempt} of ${image.downloadattempts}`,
     ].filter(Boolean).join(" · ");
     return h("div", { class: "progress", key: "progress" },
         h("progress", { max: "100", value: isMoving ? String(percent) : undefined, "aria-label": `Download of ${image.name}`, "aria-valuetext": words }),
-        h("p", { class: "numbers" }, words),
-        lastError && h("p", { class: "hint" }, `Last attempt: ${lastError}`));
+        h("p", { class: "numbers" }, words));
 }
 
-/** Our server's own fields beside CloudStack's; another server may not have them. */
-function details(download) {
-    const number = (name) => (download?.[name] === undefined ? undefined : Number(download[name]));
-    return {
-        bytesDone: number("bytesDone"), bytesTotal: number("bytesTotal"), bytesPerSecond: number("bytesPerSecond"),
-        secondsLeft: number("secondsLeft"), attempt: number("attempt"), maxAttempts: number("maxAttempts"), lastError: download?.lastError,
-    };
+/** What went wrong, and when it is tried again. */
+function failure(image, label) {
+    const next = time(image.downloadnext);
+    const seconds = next && (next - now()) / 1000;
+    return h("div", { class: `reason-box ${label === "Failed" ? "problem" : "work"}`, key: "failure" },
+        h("p", null, image.downloaderror ?? image.status),
+        next && h("p", { class: "numbers" }, `${image.downloadpercent > 0 ? `${image.downloadpercent} % have come. ` : ""}Attempt ${image.downloadattempt + 1} of ${image.downloadattempts} begins ${seconds > 1 ? `in ${duration(seconds)}` : "now"}.`));
 }
 
 async function remove(image) {

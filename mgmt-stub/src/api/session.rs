@@ -233,6 +233,15 @@ pub async fn of_session(
     })
 }
 
+/// Whether a session is still good, without using it.
+pub async fn is_open(management: &Management, id_hash: &str) -> bool {
+    let session = management.store.session(id_hash.to_owned()).await;
+    session.ok().flatten().is_some_and(|session| {
+        let unused = OffsetDateTime::now_utc() - session.last_used;
+        unused < management.configuration.time(&SESSION_TIMEOUT)
+    })
+}
+
 /// Who signed this.
 ///
 /// # Errors
