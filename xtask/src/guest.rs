@@ -101,17 +101,25 @@ async fn candidates() -> anyhow::Result<Vec<Package>> {
         "the demo guest is made of packages for amd64; this machine has {}",
         architecture.trim()
     );
-    let depends = Cmd::new("apt-cache").args(["depends", "--important", KERNEL]).run().await?;
+    let depends = Cmd::new("apt-cache")
+        .args(["depends", "--important", KERNEL])
+        .run()
+        .await?;
     let text = depends.text();
     let kernel = depended(&text).with_context(|| format!("apt knows no kernel behind {KERNEL}"))?;
-    let mut packages = Vec::new();
-    for name in [kernel, BUSYBOX].into_iter().chain(BOOT_TOOLS) {
-        let policy = Cmd::new("apt-cache").args(["policy", name]).env("LC_ALL", "C").run().await?;
-        let text = policy.text();
-        let version = candidate(&text).with_context(|| format!("apt knows no package {name}"))?;
-        packages.push(format!("{name}={version}"));
-    }
-    Ok(packages)
+    let names: Vec<_> = [kernel, BUSYBOX].into_iter().chain(BOOT_TOOLS).collect();
+    let policy = Cmd::new("apt-cache")
+        .arg("policy")
+        .args(&names)
+        .env("LC_ALL", "C")
+        .run()
+        .await?;
+    let text = policy.text();
+    let version = |name: &&str| {
+        let version = candidate(&text, name).with_context(|| format!("apt knows no package {name}"))?;
+        Ok(format!("{name}={version}"))
+    };
+    names.iter().map(version).collect()
 }
 
 /// The package that a metapackage stands for, from `apt-cache depends`.
@@ -120,10 +128,14 @@ fn depended(depends: &str) -> Option<&str> {
     names.find(|name| name.starts_with("linux-image-"))
 }
 
-/// From `apt-cache policy`.
-fn candidate(policy: &str) -> Option<&str> {
-    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-    version.filter(|version| *version != "(none)")
+/// From `apt-cache policy`, which has a paragraph for each package.
+fn candidate<'a>(policy: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = policy
+        .lines()
+        .skip_while(|line| line.strip_suffix(':') != Some(name))
+        .skip(1);
+    let version = lines.find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    Some(version).filter(|version| *version != "(none)")
 }
 
 async fn make(packages: &[Package], key: &str, directory: &Path, install: Install) -> anyhow::Result<()> {
@@ -142,7 +154,10 @@ async fn make(packages: &[Package], key: &str, directory: &Path, install: Instal
         // Lists that are a few weeks old name files that are gone.
         eprintln!("{error:#}");
         tools::update_package_lists(install).await?;
-        download.run().await.context("getting the packages of the guest; is there a network?")?;
+        download
+            .run()
+            .await
+            .context("getting the packages of the guest; is there a network?")?;
     }
     let root = work.path().join("root");
     for package in sorted(&downloads)? {
@@ -165,7 +180,10 @@ async fn make(packages: &[Package], key: &str, directory: &Path, install: Instal
     };
     let kernel = sorted(&root.join("boot"))?
         .into_iter()
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+        })
         .context("the kernel's package has no boot/vmlinuz-…")?;
     fs::copy(kernel, &guest.kernel).context("copying the kernel")?;
     let busybox = ["bin/busybox", "usr/bin/busybox"]
@@ -187,7 +205,9 @@ async fn make(packages: &[Package], key: &str, directory: &Path, install: Instal
 /// What is in a directory.
 fn sorted(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))?;
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)
 }
@@ -195,7 +215,9 @@ fn sorted(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// The guest's only file system: busybox, what it starts, and nothing else.
 fn initramfs(busybox: &[u8]) -> Vec<u8> {
     let mut archive = Archive::default();
-    for directory in ["bin", "dev", "etc", "proc", "root", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin"] {
+    for directory in [
+        "bin", "dev", "etc", "proc", "root", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin",
+    ] {
         archive.add(directory, &Node::Directory);
     }
     // The kernel opens it for its first process, before anything is mounted.
@@ -218,9 +240,11 @@ mod tests {
         let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
         assert_eq!(depended(depends), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(depended("linux-image-cloud-amd64\n"), None);
-        let policy = "busybox-static:\n  Installed: (none)\n  Candidate: 1:1.35.0-4+b1\n  Version table:\n";
-        assert_eq!(candidate(policy), Some("1:1.35.0-4+b1"));
-        assert_eq!(candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
+        let policy = "cpio:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\nbusybox-static:\n  Installed: 1\n  \
+                      Candidate: 1:1.35.0-4+b1\n  Version table:\n";
+        assert_eq!(candidate(policy, "busybox-static"), Some("1:1.35.0-4+b1"));
+        assert_eq!(candidate(policy, "cpio"), None);
+        assert_eq!(candidate(policy, "static"), None);
     }
 
     #[test]

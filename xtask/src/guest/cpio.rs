@@ -9,7 +9,10 @@ pub(crate) enum Node<'a> {
     /// A symbolic link to a path.
     Link(&'a str),
     /// A character device.
-    Device { major: u32, minor: u32 },
+    Device {
+        major: u32,
+        minor: u32,
+    },
 }
 
 /// The archive so far. Directories come before what is in them.
@@ -85,7 +88,9 @@ mod tests {
         archive.add("etc/rc", &Node::Program(b"#!/bin/sh\n"));
         archive.add("init", &Node::Link("bin/busybox"));
         archive.add("console", &Node::Device { major: 5, minor: 1 });
-        let list = Cmd::new("cpio").args(["-t", "-v", "--quiet", "-n"]).stdin(archive.finish());
+        let list = Cmd::new("cpio")
+            .args(["-t", "-v", "--quiet", "-n"])
+            .stdin(archive.finish());
         let text = list.run().await.unwrap().text();
         let lines: Vec<String> = text
             .lines()

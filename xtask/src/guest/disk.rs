@@ -52,7 +52,11 @@ pub(crate) async fn make(guest: &Guest, root: &Path, packages: &[PathBuf], work:
         "-i", &partition, "-T", &sectors, "-h", "64", "-s", "32", "-H", &hidden, "-N", "5d3a0001", "-v", "SYSVM", "::",
     ];
     run("mformat", &format).await?;
-    run("syslinux", &["--install", "--offset", &START.to_string(), &raw.to_string_lossy()]).await?;
+    run(
+        "syslinux",
+        &["--install", "--offset", &START.to_string(), &raw.to_string_lossy()],
+    )
+    .await?;
     let copy = async |from: &Path, to: &str| run("mcopy", &["-i", &partition, &from.to_string_lossy(), to]).await;
     copy(&config, "::syslinux.cfg").await?;
     copy(&guest.kernel, "::vmlinuz").await?;
@@ -80,7 +84,11 @@ fn syslinux_cfg() -> String {
 /// The first sector: boot code and one partition, marked to boot from.
 fn boot_sector(code: &[u8]) -> anyhow::Result<Vec<u8>> {
     const TABLE: usize = 446;
-    ensure!(code.len() <= 440, "the boot code has {} bytes, a boot sector has room for 440", code.len());
+    ensure!(
+        code.len() <= 440,
+        "the boot code has {} bytes, a boot sector has room for 440",
+        code.len()
+    );
     let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).map(u32::to_le_bytes);
     let mut sector = code.to_vec();
     sector.resize(TABLE, 0);
