@@ -16,7 +16,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::configuration::ALLOWED_SOURCE_CIDRS;
 use crate::jobs::Wanted;
 use crate::management::Management;
-use command::{Call, Command, Outcome, Run, Who};
+use command::{Call, Command, Run, Who};
 use error::{ApiError, Code};
 use form::Pair;
 use parameters::Parameters;
@@ -339,9 +339,4 @@ fn refusal(error: &ApiError, format: Format, key: &str) -> Response {
         response.headers_mut().insert("x-description", description);
     }
     response
-}
-
-/// A success for commands that answer with nothing else.
-pub(crate) fn success() -> Result<Outcome, ApiError> {
-    Ok(Outcome::Success(None))
 }

@@ -261,7 +261,7 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let configuration = Configuration::load(store.clone()).await.unwrap();
         let mut changes = configuration.changes();
-        assert_eq!(configuration.time(&STORAGE_STATS_INTERVAL), Duration::from_secs(60));
+        assert_eq!(configuration.time(&STORAGE_STATS_INTERVAL), Duration::from_mins(1));
         configuration.set(&STORAGE_STATS_INTERVAL, " 5000 ").await.unwrap();
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();

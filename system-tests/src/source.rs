@@ -1,7 +1,6 @@
 //! A web server on loopback with images to download.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -117,7 +116,7 @@ impl Content {
             digest.update(&piece);
             position += PIECE;
         }
-        checksum_of(digest)
+        checksum(digest)
     }
 
     /// Bytes it says it has.
@@ -140,6 +139,14 @@ impl Content {
             Self::Noise { .. } => noise(position..position + length),
         }
     }
+}
+
+/// A finished digest as CloudStack's API takes a checksum.
+pub fn checksum(digest: Sha512) -> String {
+    let digits = digest.finalize();
+    digits
+        .iter()
+        .fold("{SHA-512}".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Eight bytes for each multiple of eight: splitmix64 of the position.
@@ -225,15 +232,6 @@ fn paced(content: Content, start: u64, shared: Arc<Shared>) -> Body {
         },
     );
     StreamBody::new(pieces).boxed_unsync()
-}
-
-/// A finished digest, as CloudStack's API takes a checksum.
-pub fn checksum_of(digest: Sha512) -> String {
-    let mut checksum = "{SHA-512}".to_owned();
-    for byte in digest.finalize() {
-        let _ = write!(checksum, "{byte:02x}"); // a String takes all
-    }
-    checksum
 }
 
 #[cfg(test)]

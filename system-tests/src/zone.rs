@@ -151,11 +151,7 @@ impl Zone {
     /// The call failed.
     pub async fn list(&self, command: &str, object: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let mut answer = self.api(command, parameters).await?;
-        let mut inner = match answer.as_object_mut().and_then(|answer| answer.values_mut().next()) {
-            Some(inner) => inner.take(),
-            None => return Err(format!("{command} answered {answer}")),
-        };
-        Ok(inner.get_mut(object).map_or(Value::Array(Vec::new()), Value::take))
+        Ok(answer.get_mut(object).map_or(Value::Array(Vec::new()), Value::take))
     }
 
     /// The id of the zone.
@@ -203,7 +199,7 @@ impl Zone {
             .api("registerTemplate", &parameters)
             .await
             .expect("the template is taken");
-        let id = &answer["registertemplateresponse"]["template"][0]["id"];
+        let id = &answer["template"][0]["id"];
         id.as_str().unwrap_or_else(|| panic!("no id in {answer}")).to_owned()
     }
 

@@ -1,6 +1,9 @@
 //! What a download survives.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests; what is printed is read when one fails"
+)]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use platform::exec::Cmd;
 use sha2::{Digest, Sha512};
-use system_tests::source::{Content, Source, checksum_of};
+use system_tests::source::{Content, Source, checksum};
 use system_tests::wait;
 use system_tests::zone::Zone;
 
@@ -28,7 +31,7 @@ fn sha512(path: &Path) -> String {
     loop {
         let length = file.read(&mut block).unwrap();
         if length == 0 {
-            return checksum_of(digest);
+            return checksum(digest);
         }
         digest.update(&block[..length]);
     }

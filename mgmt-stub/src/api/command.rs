@@ -18,6 +18,11 @@ use crate::store::event::{EventState, Level, NewEvent};
 /// An answer to come.
 pub type Answering<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
 
+/// Of what a command has said already, without waiting for anything.
+pub fn ready<T: Send + 'static>(said: Result<T, ApiError>) -> Answering<T> {
+    Box::pin(std::future::ready(said))
+}
+
 /// One row of the table.
 pub struct Command {
     /// As in `command=`.

@@ -99,7 +99,7 @@ impl Logins {
         let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         match wrong.get(who) {
             Some(wrong) if wrong.count >= MAX_WRONG && wrong.since.elapsed() < WRONG_WINDOW => {
-                let wait = (WRONG_WINDOW - wrong.since.elapsed()).as_secs() + 1;
+                let wait = WRONG_WINDOW.saturating_sub(wrong.since.elapsed()).as_secs() + 1;
                 let text = format!("too many wrong passwords for this user; try again in {wait} seconds");
                 Err(ApiError::new(Code::TooManyRequests, text))
             }
@@ -137,12 +137,12 @@ impl Logins {
         let Ok(_place) = self.verifying.acquire().await else {
             return false;
         };
-        let verify = move || match hash {
-            Some(hash) => password::verify(&password, &hash),
-            None => {
-                password::hash(&password);
-                false
+        let verify = move || {
+            if let Some(hash) = hash {
+                return password::verify(&password, &hash);
             }
+            password::hash(&password);
+            false
         };
         tokio::task::spawn_blocking(verify).await.unwrap_or(false)
     }

@@ -104,9 +104,12 @@ fn the_manual_lists_every_command() {
 const HEADER: &str = "| Command | Kind | Parameters | What it does |\n|---|---|---|---|\n";
 
 fn row(command: &'static Command) -> String {
-    let parameter = |one: &Parameter| match one.is_required {
-        true => format!("**{}**", one.name),
-        false => one.name.to_owned(),
+    let parameter = |one: &Parameter| {
+        if one.is_required {
+            format!("**{}**", one.name)
+        } else {
+            one.name.to_owned()
+        }
     };
     let parameters: Vec<String> = command.takes.iter().map(parameter).collect();
     let kind = match command.run {

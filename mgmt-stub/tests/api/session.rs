@@ -197,7 +197,7 @@ async fn after_ten_wrong_passwords_even_the_right_one_has_to_wait() {
         refused.1
     );
     assert!(
-        started.elapsed() < Duration::from_secs(60),
+        started.elapsed() < Duration::from_mins(1),
         "the password is not even looked at"
     );
     let other = server

@@ -1,5 +1,6 @@
 //! A server on a free port, and a client that says exactly what a test wants.
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use mgmt_stub::configuration::Configuration;
 use mgmt_stub::management::Management;
 use mgmt_stub::password;
 use mgmt_stub::store::Store;
-use mgmt_stub::zone::Zone;
 use mgmt_stub::web::WebServer;
+use mgmt_stub::zone::Zone;
 use protocol::secret::Secret;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -177,7 +178,7 @@ pub(crate) fn redacted(text: &str) -> String {
                 known.push(uuid);
                 known.len() - 1
             });
-            out.push_str(&format!("UUID{number}"));
+            let _ = write!(out, "UUID{number}");
             rest = &rest[36..];
         } else if is_date {
             out.push_str("DATE");

@@ -41,7 +41,7 @@ print(
             "by_expiring": client(expiration=600).listZones()["count"],
             "wrong_secret": refused(lambda: client(secret="wrong").listZones()),
             "unknown": refused(lambda: good.frobnicate()),
-            "page_alone": refused(lambda: good.listZones(page=1)),
+            "pagesize_alone": refused(lambda: good.listZones(pagesize=10)),
         }
     )
 )

@@ -31,7 +31,6 @@ print(
     json.dumps(
         {
             "locations": [location.name for location in good.list_locations()],
-            "sizes": len(good.list_sizes()),
             "networks": len(good.ex_list_networks()),
             "volumes": len(good.list_volumes()),
             "os_types": any(kind["name"].startswith("Debian") for kind in good.ex_list_os_types()),

@@ -6,7 +6,7 @@ use crate::alerts::AlertType;
 use crate::api::command::Kind::{Date, Flag, Id, Ids, Number, Text};
 use crate::api::command::{Call, Command, Field, Job, Outcome, optional, required};
 use crate::api::error::ApiError;
-use crate::api::{date, list, success};
+use crate::api::{date, list};
 use crate::store::alert::{Alert, AlertFilter};
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -96,12 +96,12 @@ fn describe(alert: &Alert) -> Value {
 
 async fn archive(call: Call) -> Result<Outcome, ApiError> {
     call.management.store.archive_alerts(which(&call)?).await?;
-    success()
+    Ok(Outcome::Success(None))
 }
 
 async fn delete(call: Call) -> Result<Outcome, ApiError> {
     call.management.store.delete_alerts(which(&call)?).await?;
-    success()
+    Ok(Outcome::Success(None))
 }
 
 /// At least one condition: nobody means all.
@@ -158,7 +158,7 @@ async fn generate(call: Call) -> Result<Job, ApiError> {
                 .store
                 .add_alert(alert_type, zone, pod, name, description)
                 .await?;
-            success()
+            Ok(Outcome::Success(None))
         }
     };
     Ok(Job::new(format!("recording alert {name}"), work))

@@ -1,14 +1,14 @@
 //! Capacity: nothing that could be full is known of yet.
 
 use crate::api::command::Kind::{Id, Number, Text};
-use crate::api::command::{Call, Command, Field, Outcome, optional};
+use crate::api::command::{Call, Command, Field, Outcome, optional, ready};
 use crate::api::error::ApiError;
 use crate::api::list;
 
 pub(super) const COMMANDS: &[Command] =
     &[
         Command::list("listCapacity", "Lists what is used of what there is.", |call| {
-            Box::pin(list_capacity(call))
+            ready(list_capacity(&call))
         })
         .takes(&[
             optional("zoneid", Id, "of a zone"),
@@ -27,6 +27,6 @@ pub(super) const COMMANDS: &[Command] =
         ]),
     ];
 
-async fn list_capacity(call: Call) -> Result<Outcome, ApiError> {
-    list::answer(&call, "capacity", Vec::new())
+fn list_capacity(call: &Call) -> Result<Outcome, ApiError> {
+    list::answer(call, "capacity", Vec::new())
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{Flag, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Who, optional, required};
+use crate::api::command::{Call, Command, Field, Outcome, Who, optional, ready, required};
 use crate::api::error::ApiError;
 use crate::api::list;
 use crate::configuration::{ALL, Setting, find};
@@ -23,7 +23,7 @@ const CONFIGURATION: &[Field] = &[
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::list("listConfigurations", "Lists the settings.", |call| {
-        Box::pin(list_configurations(call))
+        ready(list_configurations(&call))
     })
     .open_to(Who::Admin)
     .takes(&[
@@ -49,17 +49,17 @@ pub(super) const COMMANDS: &[Command] = &[
     .answers(CONFIGURATION),
 ];
 
-async fn list_configurations(call: Call) -> Result<Outcome, ApiError> {
+fn list_configurations(call: &Call) -> Result<Outcome, ApiError> {
     let is_wanted = |setting: &&&Setting| {
         list::matches(call.text("category"), setting.category) && list::matches(call.text("group"), setting.category)
     };
     let mut rows: Vec<Value> = ALL
         .iter()
         .filter(is_wanted)
-        .map(|setting| describe(&call, setting))
+        .map(|setting| describe(call, setting))
         .collect();
     rows.sort_by_key(|row| row["name"].as_str().map(str::to_owned));
-    list::answer(&call, "configuration", rows)
+    list::answer(call, "configuration", rows)
 }
 
 async fn update_configuration(call: Call) -> Result<Outcome, ApiError> {

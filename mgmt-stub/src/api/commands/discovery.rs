@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{self, Date, Flag, Fraction, Id, Ids, List, Map, Number, Object, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional};
+use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional, ready};
 use crate::api::error::{ApiError, Code};
 use crate::api::parameters::all_of;
 use crate::api::render::CLOUDSTACK_VERSION;
@@ -11,7 +11,7 @@ use crate::configuration::DEFAULT_UI_PAGE_SIZE;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::sync("listApis", "Lists the commands that the caller may use.", |call| {
-        Box::pin(list_apis(call))
+        ready(list_apis(&call))
     })
     .open_to(Who::User)
     .takes(&[optional("name", Text, "one command")])
@@ -33,7 +33,7 @@ pub(super) const COMMANDS: &[Command] = &[
         ),
     ]),
     Command::sync("listCapabilities", "Says what this server can do.", |call| {
-        Box::pin(list_capabilities(call))
+        ready(Ok(list_capabilities(&call)))
     })
     .open_to(Who::User)
     .answers(&[
@@ -117,7 +117,7 @@ pub(super) const COMMANDS: &[Command] = &[
     ]),
 ];
 
-async fn list_apis(call: Call) -> Result<Outcome, ApiError> {
+fn list_apis(call: &Call) -> Result<Outcome, ApiError> {
     let may = |command: &&Command| match command.who {
         Who::Anyone | Who::User => true,
         Who::Admin => call.caller.is_admin(),
@@ -209,7 +209,7 @@ fn answer_type(kind: Kind) -> &'static str {
     }
 }
 
-async fn list_capabilities(call: Call) -> Result<Outcome, ApiError> {
+fn list_capabilities(call: &Call) -> Outcome {
     let capability = json!({
         "cloudstackversion": CLOUDSTACK_VERSION,
         "securitygroupsenabled": false,
@@ -241,5 +241,5 @@ async fn list_capabilities(call: Call) -> Result<Outcome, ApiError> {
         "dynamicscalingenabled": false,
         "additionalconfigenabled": false,
     });
-    Ok(Outcome::Object("capability", capability))
+    Outcome::Object("capability", capability)
 }

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use time::Duration;
 
 use crate::api::command::Kind::{Date, Flag, Id, Ids, Number, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Who, optional};
+use crate::api::command::{Call, Command, Field, Outcome, Who, optional, ready};
 use crate::api::error::ApiError;
-use crate::api::{date, list, success};
+use crate::api::{date, list};
 use crate::store::event::{Event, EventFilter};
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -51,7 +51,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::sync(
         "listEventTypes",
         "Lists the types of events that this server records.",
-        |call| Box::pin(list_types(call)),
+        |_| ready(Ok(list_types())),
     )
     .open_to(Who::User)
     .answers(&[Field("name", Text, "such as USER.LOGIN")]),
@@ -142,7 +142,7 @@ fn describe(event: &Event) -> Value {
     })
 }
 
-async fn list_types(_: Call) -> Result<Outcome, ApiError> {
+fn list_types() -> Outcome {
     let mut names: Vec<&str> = super::all()
         .filter_map(|command| command.event)
         .chain(SYNC_TYPES)
@@ -151,21 +151,21 @@ async fn list_types(_: Call) -> Result<Outcome, ApiError> {
     names.dedup();
     let rows: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
     let count = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    Ok(Outcome::List {
+    Outcome::List {
         object: "eventtype",
         count,
         rows,
-    })
+    }
 }
 
 async fn archive(call: Call) -> Result<Outcome, ApiError> {
     call.management.store.archive_events(which(&call)?).await?;
-    success()
+    Ok(Outcome::Success(None))
 }
 
 async fn delete(call: Call) -> Result<Outcome, ApiError> {
     call.management.store.delete_events(which(&call)?).await?;
-    success()
+    Ok(Outcome::Success(None))
 }
 
 /// At least one condition: nobody means all.

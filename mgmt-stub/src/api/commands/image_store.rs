@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{Flag, Id, Number, Text};
-use crate::api::command::{Call, Command, Field, Outcome, optional};
+use crate::api::command::{Call, Command, Field, Outcome, optional, ready};
 use crate::api::error::ApiError;
 use crate::api::list;
 use crate::store::image_store::ImageStore;
@@ -39,7 +39,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listStoragePools",
         "Lists the storage pools; there are none without a hypervisor.",
-        |call| Box::pin(list_storage_pools(call)),
+        |call| ready(list_storage_pools(&call)),
     )
     .takes(&[
         optional("id", Id, "one storage pool"),
@@ -88,6 +88,6 @@ fn describe(store: &ImageStore, zone: &Zone) -> Value {
     })
 }
 
-async fn list_storage_pools(call: Call) -> Result<Outcome, ApiError> {
-    list::answer(&call, "storagepool", Vec::new())
+fn list_storage_pools(call: &Call) -> Result<Outcome, ApiError> {
+    list::answer(call, "storagepool", Vec::new())
 }

@@ -2,7 +2,7 @@
 //! to clients that ask at their start.
 
 use crate::api::command::Kind::{Id, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional, required};
+use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional, ready, required};
 use crate::api::error::ApiError;
 use crate::api::list;
 
@@ -17,19 +17,19 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listPhysicalNetworks",
         "Lists the physical networks; there are none yet.",
-        |call| Box::pin(none(call, "physicalnetwork")),
+        |call| ready(none(&call, "physicalnetwork")),
     )
     .takes(ONE_OF_A_ZONE)
     .answers(ID_AND_NAME),
     Command::list(
         "listTrafficTypes",
         "Lists the traffic types of a physical network.",
-        |call| Box::pin(of_physical_network(call)),
+        |call| ready(of_physical_network(&call)),
     )
     .takes(&[required("physicalnetworkid", Id, "the physical network")])
     .answers(&[Field("id", Text, "its id"), Field("traffictype", Text, "such as Guest")]),
     Command::list("listNetworks", "Lists the networks; there are none yet.", |call| {
-        Box::pin(none(call, "network"))
+        ready(none(&call, "network"))
     })
     .open_to(Who::User)
     .takes(ONE_OF_A_ZONE)
@@ -37,7 +37,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listPublicIpAddresses",
         "Lists the public addresses; there are none yet.",
-        |call| Box::pin(none(call, "publicipaddress")),
+        |call| ready(none(&call, "publicipaddress")),
     )
     .open_to(Who::User)
     .takes(ONE_OF_A_ZONE)
@@ -45,29 +45,29 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listRouters",
         "Lists the virtual routers; there are none yet.",
-        |call| Box::pin(none(call, "router")),
+        |call| ready(none(&call, "router")),
     )
     .takes(ONE_OF_A_ZONE)
     .answers(ID_AND_NAME),
     Command::list("listVolumes", "Lists the volumes; there are none yet.", |call| {
-        Box::pin(none(call, "volume"))
+        ready(none(&call, "volume"))
     })
     .open_to(Who::User)
     .takes(ONE_OF_A_ZONE)
     .answers(ID_AND_NAME),
     Command::list("listSnapshots", "Lists the snapshots; there are none yet.", |call| {
-        Box::pin(none(call, "snapshot"))
+        ready(none(&call, "snapshot"))
     })
     .open_to(Who::User)
     .takes(ONE_OF_A_ZONE)
     .answers(ID_AND_NAME),
 ];
 
-async fn none(call: Call, object: &'static str) -> Result<Outcome, ApiError> {
-    list::answer(&call, object, Vec::new())
+fn none(call: &Call, object: &'static str) -> Result<Outcome, ApiError> {
+    list::answer(call, object, Vec::new())
 }
 
-async fn of_physical_network(call: Call) -> Result<Outcome, ApiError> {
+fn of_physical_network(call: &Call) -> Result<Outcome, ApiError> {
     Err(ApiError::no_such_id(
         "physicalnetworkid",
         call.needed_id("physicalnetworkid")?,

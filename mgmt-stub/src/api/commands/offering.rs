@@ -1,7 +1,7 @@
 //! Offerings: there are none as long as nothing can be deployed.
 
 use crate::api::command::Kind::{Flag, Id, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional};
+use crate::api::command::{Call, Command, Field, Outcome, Parameter, Who, optional, ready};
 use crate::api::error::ApiError;
 use crate::api::list;
 
@@ -21,7 +21,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listServiceOfferings",
         "Lists the service offerings; there are none yet.",
-        |call| Box::pin(none(call, "serviceoffering")),
+        |call| ready(none(&call, "serviceoffering")),
     )
     .open_to(Who::User)
     .takes(WHICH)
@@ -29,7 +29,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listDiskOfferings",
         "Lists the disk offerings; there are none yet.",
-        |call| Box::pin(none(call, "diskoffering")),
+        |call| ready(none(&call, "diskoffering")),
     )
     .open_to(Who::User)
     .takes(WHICH)
@@ -37,7 +37,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listNetworkOfferings",
         "Lists the network offerings; there are none yet.",
-        |call| Box::pin(none(call, "networkoffering")),
+        |call| ready(none(&call, "networkoffering")),
     )
     .open_to(Who::User)
     .takes(WHICH)
@@ -45,13 +45,13 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listVPCOfferings",
         "Lists the VPC offerings; there are none yet.",
-        |call| Box::pin(none(call, "vpcoffering")),
+        |call| ready(none(&call, "vpcoffering")),
     )
     .open_to(Who::User)
     .takes(WHICH)
     .answers(FIELDS),
 ];
 
-async fn none(call: Call, object: &'static str) -> Result<Outcome, ApiError> {
-    list::answer(&call, object, Vec::new())
+fn none(call: &Call, object: &'static str) -> Result<Outcome, ApiError> {
+    list::answer(call, object, Vec::new())
 }

@@ -7,13 +7,13 @@ use sha1::{Digest, Sha1};
 use uuid::{Builder, Uuid};
 
 use crate::api::command::Kind::{Flag, Id, Ids, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Who, optional};
+use crate::api::command::{Call, Command, Field, Outcome, Who, optional, ready};
 use crate::api::error::ApiError;
 use crate::api::list;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::list("listOsTypes", "Lists operating systems of guests.", |call| {
-        Box::pin(list_os_types(call))
+        ready(list_os_types(&call))
     })
     .open_to(Who::User)
     .takes(&[
@@ -31,7 +31,7 @@ pub(super) const COMMANDS: &[Command] = &[
         Field("isuserdefined", Flag, "whether somebody added it"),
     ]),
     Command::list("listOsCategories", "Lists categories of operating systems.", |call| {
-        Box::pin(list_categories(call))
+        ready(list_categories(&call))
     })
     .open_to(Who::User)
     .takes(&[optional("id", Id, "one category"), optional("name", Text, "its name")])
@@ -168,7 +168,7 @@ fn id_of(kind: &str, name: &str) -> Uuid {
     Builder::from_sha1_bytes(bytes).into_uuid()
 }
 
-async fn list_os_types(call: Call) -> Result<Outcome, ApiError> {
+fn list_os_types(call: &Call) -> Result<Outcome, ApiError> {
     let rows = ALL
         .iter()
         .filter(|os_type| list::is_id(call.id("oscategoryid"), Some(id_of("oscategory", os_type.category))))
@@ -184,13 +184,13 @@ async fn list_os_types(call: Call) -> Result<Outcome, ApiError> {
             })
         })
         .collect();
-    list::answer(&call, "ostype", rows)
+    list::answer(call, "ostype", rows)
 }
 
-async fn list_categories(call: Call) -> Result<Outcome, ApiError> {
+fn list_categories(call: &Call) -> Result<Outcome, ApiError> {
     let rows: Vec<Value> = TABLE
         .iter()
         .map(|(name, _)| json!({ "id": id_of("oscategory", name), "name": name }))
         .collect();
-    list::answer(&call, "oscategory", rows)
+    list::answer(call, "oscategory", rows)
 }

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::command::Kind::{List, Map, Text};
-use crate::api::command::{Call, Command, Field, Job, Outcome, Who, optional, required};
+use crate::api::command::{Call, Command, Field, Job, Outcome, Who, optional, ready, required};
 use crate::api::error::ApiError;
-use crate::api::{list, success};
+use crate::api::list;
 use crate::store::tag::Tag;
 
 /// Bytes of a key, and of a value.
@@ -17,7 +17,7 @@ pub(super) const COMMANDS: &[Command] = &[
         "createTags",
         "Puts tags on things; a key that is there gets a new value.",
         "CREATE_TAGS",
-        |call| Box::pin(create(call)),
+        |call| ready(create(call)),
     )
     .open_to(Who::User)
     .takes(&[
@@ -27,7 +27,7 @@ pub(super) const COMMANDS: &[Command] = &[
         optional("customer", Text, "for whom"),
     ]),
     Command::job("deleteTags", "Takes tags off things.", "DELETE_TAGS", |call| {
-        Box::pin(delete(call))
+        ready(delete(call))
     })
     .open_to(Who::User)
     .takes(&[
@@ -61,7 +61,7 @@ pub(super) const COMMANDS: &[Command] = &[
         ]),
 ];
 
-async fn create(call: Call) -> Result<Job, ApiError> {
+fn create(call: Call) -> Result<Job, ApiError> {
     let pairs = call.details("tags");
     if pairs
         .iter()
@@ -86,11 +86,11 @@ async fn create(call: Call) -> Result<Job, ApiError> {
     let description = format!("putting {} tags on things of type {resource_type}", tags.len());
     Ok(Job::new(description, async move {
         call.management.store.add_tags(tags).await?;
-        success()
+        Ok(Outcome::Success(None))
     }))
 }
 
-async fn delete(call: Call) -> Result<Job, ApiError> {
+fn delete(call: Call) -> Result<Job, ApiError> {
     let resources = resources(&call)?;
     let description = format!("taking tags off {} things", resources.len());
     Ok(Job::new(description, async move {
@@ -106,7 +106,7 @@ async fn delete(call: Call) -> Result<Job, ApiError> {
                 call.management.store.delete_tags(resource, key, value).await?;
             }
         }
-        success()
+        Ok(Outcome::Success(None))
     }))
 }
 

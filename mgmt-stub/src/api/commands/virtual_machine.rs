@@ -8,7 +8,7 @@ use super::owner::{Owners, fields as owner_fields};
 use crate::api::command::Kind::{Date, Flag, Id, Ids, List, Map, Number, Object, Text};
 use crate::api::command::{Call, Command, Field, Outcome, Who, optional, required};
 use crate::api::error::ApiError;
-use crate::api::{date, list, success};
+use crate::api::{date, list};
 use crate::console::screen_address;
 use crate::instance_state::InstanceState;
 use crate::store::instance::{Instance, InstanceType, NewInstance, Vnc};
@@ -250,5 +250,5 @@ async fn unregister(call: Call) -> Result<Outcome, ApiError> {
         Some(("VirtualMachine", vm.uuid)),
     )
     .await?;
-    success()
+    Ok(Outcome::Success(None))
 }

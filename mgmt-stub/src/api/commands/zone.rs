@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{Flag, Id, Ids, Map, Object, Text};
-use crate::api::command::{Call, Command, Field, Outcome, Who, optional};
+use crate::api::command::{Call, Command, Field, Outcome, Who, optional, ready};
 use crate::api::error::ApiError;
 use crate::api::list;
 use crate::configuration::HYPERVISOR_LIST;
@@ -57,7 +57,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::list(
         "listClusters",
         "Lists the clusters; there are none without a hypervisor.",
-        |call| Box::pin(list_clusters(call)),
+        |call| ready(list_clusters(&call)),
     )
     .takes(&[
         optional("id", Id, "one cluster"),
@@ -70,7 +70,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::sync(
         "listHypervisors",
         "Lists the hypervisors that templates may be for.",
-        |call| Box::pin(list_hypervisors(call)),
+        |call| ready(Ok(list_hypervisors(&call))),
     )
     .open_to(Who::User)
     .takes(&[optional("zoneid", Id, "those of a zone")])
@@ -145,17 +145,17 @@ fn describe_pod(pod: &Pod, zone: Option<&Zone>) -> Value {
     })
 }
 
-async fn list_clusters(call: Call) -> Result<Outcome, ApiError> {
-    list::answer(&call, "cluster", Vec::new())
+fn list_clusters(call: &Call) -> Result<Outcome, ApiError> {
+    list::answer(call, "cluster", Vec::new())
 }
 
-async fn list_hypervisors(call: Call) -> Result<Outcome, ApiError> {
+fn list_hypervisors(call: &Call) -> Outcome {
     let names = call.management.configuration.list(&HYPERVISOR_LIST);
     let rows: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
     let count = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    Ok(Outcome::List {
+    Outcome::List {
         object: "hypervisor",
         count,
         rows,
-    })
+    }
 }
