@@ -62,7 +62,11 @@ impl Authorizer for FakeMs {
                 state.thinks
             };
             tokio::time::sleep(thinks).await;
-            if self.0.lock().unwrap().refuses { Err(Refused::ByServer) } else { Ok(()) }
+            if self.0.lock().unwrap().refuses {
+                Err(Refused::ByServer)
+            } else {
+                Ok(())
+            }
         })
     }
 

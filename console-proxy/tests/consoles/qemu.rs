@@ -27,10 +27,24 @@ impl Qemu {
         let directory = files.path().display().to_string();
         prepare(files.path());
         let qmp = files.path().join("qmp");
-        let objects = objects.iter().flat_map(|object| ["-object".to_owned(), object.replace("{dir}", &directory)]);
+        let objects = objects
+            .iter()
+            .flat_map(|object| ["-object".to_owned(), object.replace("{dir}", &directory)]);
         // The first free display; QMP tells which.
         let running = Cmd::new("qemu-system-x86_64")
-            .args(["-M", "pc", "-m", "32", "-display", "none", "-nodefaults", "-vga", "std", "-net", "none"])
+            .args([
+                "-M",
+                "pc",
+                "-m",
+                "32",
+                "-display",
+                "none",
+                "-nodefaults",
+                "-vga",
+                "std",
+                "-net",
+                "none",
+            ])
             .args(objects)
             .args(["-vnc", &format!("127.0.0.1:0,to=90{vnc}")])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
@@ -53,9 +67,16 @@ impl Qemu {
 
     pub(crate) async fn command(&mut self, name: &str, arguments: Value) -> Value {
         let command = json!({ "execute": name, "arguments": arguments });
-        self.commands.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        self.commands
+            .write_all(format!("{command}\n").as_bytes())
+            .await
+            .unwrap();
         loop {
-            let line = timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap().expect("QEMU lives");
+            let line = timeout(LIMIT, self.lines.next_line())
+                .await
+                .unwrap()
+                .unwrap()
+                .expect("QEMU lives");
             let answer: Value = serde_json::from_str(&line).unwrap();
             assert!(answer.get("error").is_none(), "{name}: {answer}");
             if let Some(found) = answer.get("return") {
@@ -85,7 +106,12 @@ impl Qemu {
         self.command("screendump", json!({ "filename": file })).await;
         let ppm = std::fs::read(file).unwrap();
         let mut words = ppm.splitn(4, |byte| byte.is_ascii_whitespace());
-        let mut number = || -> u16 { std::str::from_utf8(words.next().unwrap()).unwrap().parse().unwrap_or_default() };
+        let mut number = || -> u16 {
+            std::str::from_utf8(words.next().unwrap())
+                .unwrap()
+                .parse()
+                .unwrap_or_default()
+        };
         let (_p6, width, height) = (number(), number(), number());
         let pixels = words.next().unwrap();
         let behind = pixels.iter().position(|byte| *byte == b'\n').unwrap() + 1; // the line "255"
