@@ -46,7 +46,7 @@ impl Server {
             let log = std::fs::read_to_string(&log).unwrap();
             let line = log
                 .lines()
-                .find(|line| line.contains("Serving the API"))
+                .find(|line| line.contains("API at /client/api"))
                 .ok_or(log.clone())?;
             let line: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
             let listen = line
@@ -169,7 +169,7 @@ async fn both_clients_drive_a_zone() {
             "zonename": "zone1", "checksum": checksum,
         },
         "system_vms": [["consoleproxy", "Running"], ["secondarystoragevm", "Running"]],
-        "console": [true, "http:", ["extra", "host", "path", "port", "token"]],
+        "console": [true, "http:", ["host", "path", "port", "token"]],
         "deleted": { "success": true },
         "left": [],
     });
