@@ -145,10 +145,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Browser<S> {
         let mut screen = vec![0; usize::from(width) * usize::from(height) * 3];
         let mut seen = 0;
         while seen < screen.len() / 3 {
-            let [0, _, a, b] = self.read().await else {
+            let [0, _, many, few] = self.read().await else {
                 panic!("not an update")
             };
-            for _ in 0..u16::from_be_bytes([a, b]) {
+            for _ in 0..u16::from_be_bytes([many, few]) {
                 let head: [u8; 12] = self.read().await;
                 assert_eq!(head[8..], [0; 4], "Raw");
                 let of = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));

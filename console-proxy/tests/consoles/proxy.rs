@@ -56,7 +56,8 @@ impl Running {
         fake_novnc(&at("novnc"));
         std::fs::create_dir(at("state")).unwrap();
         write(&at("cmdline"), BOOT);
-        let directories = format!("state_dir = {:?}\nnovnc = {:?}\n", at("state"), at("novnc"));
+        let directory = files.path().display();
+        let directories = format!("state_dir = \"{directory}/state\"\nnovnc = \"{directory}/novnc\"\n");
         write(
             &at("settings.toml"),
             &format!("{directories}{settings}\n[listen]\n{listen}\n"),

@@ -85,19 +85,16 @@ impl Qemu {
         }
     }
 
-    /// The firmware has written its last word, and the screen stands still.
+    /// The firmware has written something, and time stands still: its cursor blinks.
     pub(crate) async fn settle(&mut self) {
-        let mut last = self.screen().await;
         for _ in 0..300 {
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            let now = self.screen().await;
-            if now == last && now.2.iter().any(|byte| *byte != 0) {
-                self.command("stop", json!({})).await; // a cursor may blink
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            if self.screen().await.2.iter().any(|byte| *byte != 0) {
+                self.command("stop", json!({})).await;
                 return;
             }
-            last = now;
         }
-        panic!("the screen never stood still");
+        panic!("the firmware never showed itself");
     }
 
     /// Width, height, and each pixel's red, green, blue: QEMU's own word for it.
@@ -105,7 +102,7 @@ impl Qemu {
         let file: PathBuf = self.files.path().join("screen.ppm");
         self.command("screendump", json!({ "filename": file })).await;
         let ppm = std::fs::read(file).unwrap();
-        let mut words = ppm.splitn(4, |byte| byte.is_ascii_whitespace());
+        let mut words = ppm.splitn(4, u8::is_ascii_whitespace);
         let mut number = || -> u16 {
             std::str::from_utf8(words.next().unwrap())
                 .unwrap()

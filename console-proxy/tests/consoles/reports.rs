@@ -5,6 +5,7 @@ use std::time::Duration;
 use protocol::answer::AnswerBody;
 use protocol::console_proxy::CheckConsoleProxyLoadCommand;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{Browser, get};
 use crate::fake_host::FakeHost;
@@ -78,15 +79,10 @@ async fn while_the_server_is_away_sessions_go_on_and_their_ends_are_told_once_wh
     let mut survivor = browsers.pop().unwrap();
     drop(browsers);
     until("two have ended", || running.proxy.sessions.count() == 1).await;
-    for _ in 0..3 {
-        let mut near = host.next().await;
-        tokio::spawn(async move {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            near.read_exact(&mut [0; 8]).await.ok()?;
-            near.write_all(b"\x02").await.ok()
-        });
-    }
+    let (_first, _second, mut near) = (host.next().await, host.next().await, host.next().await);
     survivor.send(&[4, 1, 0, 0, 0, 0, 0, 0x61]).await;
+    near.read_exact(&mut [0; 8]).await.unwrap();
+    near.write_all(b"\x02").await.unwrap();
     assert_eq!(survivor.read().await, [2]);
     assert_eq!(running.ms.removed(), Vec::<String>::new());
     running.ms.set_away(false);
