@@ -203,6 +203,19 @@ impl Settings {
             let wanted = "expected sources as in CSP, such as \"*\", \"'self'\" or \"https://cloud.example.com\"";
             return Err(format!("console.frame_ancestors = {ancestors:?}: {wanted}"));
         }
+        let Listen {
+            http,
+            https,
+            ws,
+            wss,
+            cmd,
+        } = settings.listen;
+        let mut addresses: Vec<_> = [http, https, ws, wss, cmd].into_iter().flatten().collect();
+        addresses.sort_unstable();
+        if let Some([twice, _]) = addresses.array_windows().find(|[a, b]| a == b && a.port() != 0) {
+            let wanted = "expected different ones; one port serves both page and consoles";
+            return Err(format!("listen: {twice} stands there twice: {wanted}"));
+        }
         Ok(settings)
     }
 }
@@ -383,10 +396,7 @@ fn told(listen: Listen) -> Vec<(Shows, SocketAddr)> {
         (Shows::EncryptedSite, listen.wss),
     ];
     for (shows, address) in wanted {
-        // The same address twice is one port for both.
-        if let Some(address) = address
-            && !listeners.iter().any(|(_, taken)| *taken == address)
-        {
+        if let Some(address) = address {
             listeners.push((shows, address));
         }
     }
@@ -402,14 +412,11 @@ fn of_boot(
 ) -> Vec<(Shows, SocketAddr)> {
     let everywhere = |port: u16| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let mut listeners = Vec::new();
-    match cmd {
-        Some(address) => listeners.push((Shows::Commands, address)),
-        None => {
-            let inner = own
-                .chain([Ipv4Addr::LOCALHOST])
-                .map(|ip| (Shows::Commands, SocketAddr::from((ip, 8001))));
-            listeners.extend(inner);
-        }
+    if let Some(address) = cmd {
+        listeners.push((Shows::Commands, address));
+    } else {
+        let inner = own.chain([Ipv4Addr::LOCALHOST]);
+        listeners.extend(inner.map(|ip| (Shows::Commands, SocketAddr::from((ip, 8001)))));
     }
     if is_encrypted {
         listeners.push((Shows::ToHttps(443), everywhere(80)));
@@ -550,6 +557,8 @@ mod tests {
                 .unwrap_err()
                 .contains("self-signed")
         );
+        let twice = Settings::parse("listen.http = \"[::1]:80\"\nlisten.ws = \"[::1]:80\"").unwrap_err();
+        assert!(twice.starts_with("listen: [::1]:80 stands there twice"), "{twice}");
         let error = Settings::parse("console.frame_ancestors = \"*; script-src *\"").unwrap_err();
         assert!(
             error.starts_with("console.frame_ancestors = \"*; script-src *\": expected sources"),

@@ -19,10 +19,10 @@ use tracing::info;
 /// Nothing listens before the management server says so. SIGTERM ends all sessions with a goodbye.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
-struct Args {
+struct Cli {
     /// File with the boot arguments: one line of key=value words, written by the management server.
-    #[arg(long, value_name = "FILE", default_value = "/var/cache/cloud/cmdline")]
-    boot_args: PathBuf,
+    #[arg(long = "boot-args", value_name = "FILE", default_value = "/var/cache/cloud/cmdline")]
+    cmdline: PathBuf,
     /// Settings of this machine's operator (TOML); the default may be missing.
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -49,7 +49,7 @@ docs/console-proxy.md explains every setting. SYSVM_LOG=debug shows more.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Cli::parse();
     logging::init();
     crypto::install();
 
@@ -72,13 +72,13 @@ async fn main() -> ExitCode {
     }
 }
 
-fn load(args: &Args) -> Result<(Config, Page), BadConfig> {
+fn load(args: &Cli) -> Result<(Config, Page), BadConfig> {
     let settings = match &args.settings {
         Some(named) if !named.exists() => return Err(BadConfig::NoSettings(named.clone())),
         Some(named) => named.clone(),
         None => DEFAULT_SETTINGS.into(),
     };
-    let config = Config::load(&args.boot_args, &settings)?;
+    let config = Config::load(&args.cmdline, &settings)?;
     let page = Page::load(&config.settings.novnc)?;
     Ok((config, page))
 }
@@ -115,6 +115,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -2,6 +2,7 @@
 //! memory: small, few, and checked before the first request.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -126,14 +127,14 @@ impl Page {
 
     fn add(&mut self, path: String, bytes: Bytes) {
         let digest = Sha256::digest(&bytes);
-        let etag = digest
-            .iter()
-            .take(12)
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let mut etag = String::from('"');
+        for byte in digest.iter().take(12) {
+            write!(etag, "{byte:02x}").expect("a String takes everything");
+        }
+        etag.push('"');
         let asset = Asset {
             content_type: content_type(&path),
-            etag: format!("\"{etag}\""),
+            etag,
             bytes,
         };
         self.0.insert(path, asset);

@@ -159,7 +159,10 @@ impl Ports {
 
     /// What will be shown where.
     pub fn addresses(&self) -> Vec<(Shows, SocketAddr)> {
-        self.0.iter().map(|reserved| (reserved.shows, reserved.address)).collect()
+        self.0
+            .iter()
+            .map(|reserved| (reserved.shows, reserved.address))
+            .collect()
     }
 }
 

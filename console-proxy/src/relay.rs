@@ -22,7 +22,7 @@ use crate::ws::{self, Control, Payload};
 const PING: Duration = Duration::from_secs(25);
 
 /// Without any frame from the browser, pongs included (§8).
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// A write that took longer had to wait for its receiver.
 const STALL: Duration = Duration::from_millis(5);
@@ -57,9 +57,8 @@ struct State {
     pinged: Option<Instant>,
     heard: Instant,
     input: Instant,
-    /// We wait for the browser, or for the host, to take bytes: then silence means nothing.
-    waits_for_browser: bool,
-    waits_for_host: bool,
+    /// Directions in which we wait for somebody to take bytes: then silence means nothing.
+    waits: u8,
 }
 
 impl Shared<'_> {
@@ -87,8 +86,7 @@ pub async fn relay(
             pinged: None,
             heard: now,
             input: now,
-            waits_for_browser: false,
-            waits_for_host: false,
+            waits: 0,
         }),
         say: Notify::new(),
         limits,
@@ -150,12 +148,12 @@ async fn down(
             }
             Some(Ok(mut chunk)) if !chunk.is_empty() => {
                 let length = u64::try_from(chunk.len()).unwrap_or_default();
-                shared.state().waits_for_browser = true;
+                shared.state().waits += 1;
                 let started = Instant::now();
                 let sent = browser.send_chunk(&mut chunk).await;
                 let elapsed = started.elapsed();
                 let mut state = shared.state();
-                state.waits_for_browser = false;
+                state.waits -= 1;
                 if elapsed > STALL {
                     state.heard = Instant::now(); // it took bytes, so it is there
                     shared.metrics.stalled("down", elapsed);
@@ -253,7 +251,7 @@ async fn forward(
             state.input = Instant::now();
             shared.activity.input();
         }
-        state.waits_for_host = true;
+        state.waits += 1;
     }
     let started = Instant::now();
     let written = async {
@@ -263,7 +261,7 @@ async fn forward(
     let written: std::io::Result<()> = written.await;
     let elapsed = started.elapsed();
     let mut state = shared.state();
-    state.waits_for_host = false;
+    state.waits -= 1;
     if elapsed > STALL {
         state.heard = Instant::now(); // we did not listen meanwhile
         shared.metrics.stalled("up", elapsed);
@@ -287,9 +285,8 @@ async fn keep_time(shared: &Shared<'_>) -> End {
         let now = Instant::now();
         let (silent, idle) = {
             let state = shared.state();
-            let is_waiting = state.waits_for_browser || state.waits_for_host;
             // Nobody who was not asked is silent.
-            let silent = state.pinged.filter(|_| !is_waiting).map(|_| state.heard + SILENCE);
+            let silent = state.pinged.filter(|_| state.waits == 0).map(|_| state.heard + SILENCE);
             (silent, set(shared.limits.idle).map(|idle| state.input + idle))
         };
         let over = set(shared.limits.session).map(|session| started + session);
@@ -307,5 +304,141 @@ async fn keep_time(shared: &Shared<'_>) -> End {
         }
         let wake = [silent, idle, over].into_iter().flatten().fold(next_ping, Instant::min);
         sleep_until(wake).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// A relay between two pipes, and a clock that jumps to whatever comes next.
+    struct Rig {
+        browser: DuplexStream,
+        host: DuplexStream,
+        stop: Option<oneshot::Sender<End>>,
+        relay: JoinHandle<End>,
+    }
+
+    fn rig(idle: Duration) -> Rig {
+        let ((browser, near_browser), (host, near_host)) = (duplex(1 << 16), duplex(1 << 16));
+        let (stop, stopped) = oneshot::channel();
+        let relay = tokio::spawn(async move {
+            let buffers = Buffers::default();
+            let browser = Browser::new(Box::new(near_browser), &[], buffers.clone());
+            let limits = Limits {
+                idle,
+                session: Duration::ZERO,
+            };
+            let (activity, metrics) = (Activity::default(), Metrics::new());
+            let stop = async { stopped.await.unwrap() };
+            relay(
+                browser,
+                Box::new(near_host),
+                &buffers,
+                limits,
+                &activity,
+                &metrics,
+                stop,
+            )
+            .await
+        });
+        Rig {
+            browser,
+            host,
+            stop: Some(stop),
+            relay,
+        }
+    }
+
+    const PING_FRAME: &[u8] = b"\x89\x08awake?\r\n";
+
+    /// Masked with zeros.
+    const PONG_FRAME: &[u8] = b"\x8a\x88\0\0\0\0awake?\r\n";
+
+    async fn expect(stream: &mut DuplexStream, wanted: &[u8]) {
+        let mut got = vec![0; wanted.len()];
+        stream.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, wanted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_screen_stays_for_hours_while_the_browser_answers_pings() {
+        let mut rig = rig(Duration::ZERO);
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_hours(3) {
+            expect(&mut rig.browser, PING_FRAME).await;
+            rig.browser.write_all(PONG_FRAME).await.unwrap();
+        }
+        rig.host.write_all(b"\x02").await.unwrap();
+        expect(&mut rig.browser, b"\x82\x01\x02").await;
+        rig.browser
+            .write_all(&[0x82, 0x88, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0, 0, 0x61])
+            .await
+            .unwrap();
+        expect(&mut rig.host, &[4, 1, 0, 0, 0, 0, 0, 0x61]).await;
+        rig.stop.take().unwrap().send(End::TakenOver).unwrap();
+        expect(&mut rig.browser, b"\x88\x0c\x0f\xa1taken over").await;
+        assert!(matches!(rig.relay.await.unwrap(), End::TakenOver));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_that_answers_no_ping_is_gone_after_a_minute() {
+        let mut rig = rig(Duration::ZERO);
+        let started = Instant::now();
+        assert!(matches!((&mut rig.relay).await.unwrap(), End::BrowserLost));
+        assert_eq!(started.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pongs_are_no_input_and_idle_time_ends_the_session() {
+        let mut rig = rig(Duration::from_mins(30));
+        let started = Instant::now();
+        let mut seen = Vec::new();
+        loop {
+            let mut frame = [0; 10];
+            rig.browser.read_exact(&mut frame).await.unwrap();
+            if frame != PING_FRAME {
+                seen.extend(frame);
+                break;
+            }
+            rig.browser.write_all(PONG_FRAME).await.unwrap();
+        }
+        rig.browser.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, b"\x88\x0e\x0f\xa2idle timeout");
+        assert!(matches!(rig.relay.await.unwrap(), End::Idle));
+        assert_eq!(started.elapsed().as_secs(), 30 * 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_that_reads_nothing_for_minutes_is_waited_for_and_a_torn_frame_is_followed_by_nothing() {
+        let mut rig = rig(Duration::ZERO);
+        // More than the pipe and our one chunk hold: we wait for the browser.
+        let offered = vec![7; 300_000];
+        let writing = tokio::spawn(async move {
+            let _ = rig.host.write_all(&offered).await;
+            rig.host
+        });
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        assert!(
+            !rig.relay.is_finished(),
+            "the system's own limit decides about a browser that reads nothing"
+        );
+        rig.stop.take().unwrap().send(End::TakenOver).unwrap();
+        assert!(matches!(rig.relay.await.unwrap(), End::TakenOver));
+        let mut seen = Vec::new();
+        rig.browser.read_to_end(&mut seen).await.unwrap();
+        assert!(seen.ends_with(&[7; 100]), "nothing comes behind half a frame");
+        drop(writing.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_of_the_browser_are_answered_between_frames() {
+        let mut rig = rig(Duration::ZERO);
+        rig.browser.write_all(b"\x89\x83\0\0\0\0abc").await.unwrap();
+        expect(&mut rig.browser, b"\x8a\x03abc").await;
     }
 }

@@ -303,12 +303,13 @@ async fn open(proxy: &Proxy, browser: &mut Browser, admitted: &Admitted) -> Resu
             }
         }
     };
-    let connected = match connected {
-        Some(connected) => connected,
-        None => tokio::select! {
+    let connected = if let Some(connected) = connected {
+        connected
+    } else {
+        tokio::select! {
             connected = &mut connecting => connected,
             end = browser.until_gone() => return Err(end),
-        },
+        }
     };
     let shaking = async {
         let Host { mut stream, is_tls } = match connected {

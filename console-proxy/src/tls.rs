@@ -59,7 +59,7 @@ pub struct Tls {
 /// It cannot be used.
 pub fn from_key_store(bytes: &Secret<Vec<u8>>, password: &Secret<String>) -> Result<Tls, NoTls> {
     let entry = keystore::read(bytes.expose(), password.expose())?;
-    let chain = ordered(entry.chain)?;
+    let chain = ordered(&entry.chain)?;
     configure(chain, PrivatePkcs8KeyDer::from(entry.key.expose().clone()).into())
 }
 
@@ -116,14 +116,14 @@ fn configure(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -
     })
 }
 
-fn parse<'a>(certificate: &'a [u8]) -> Result<X509Certificate<'a>, NoTls> {
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, NoTls> {
     X509Certificate::from_der(certificate)
         .map(|(_, certificate)| certificate)
         .map_err(|_| NoTls::NotX509)
 }
 
 /// The leaf, then whoever signed the one before; without the root, which browsers have or do not believe.
-fn ordered(chain: Vec<Vec<u8>>) -> Result<Vec<CertificateDer<'static>>, NoTls> {
+fn ordered(chain: &[Vec<u8>]) -> Result<Vec<CertificateDer<'static>>, NoTls> {
     let parsed: Vec<_> = chain
         .iter()
         .map(|certificate| parse(certificate))
@@ -166,10 +166,10 @@ mod tests {
     fn a_chain_is_sorted_and_loses_its_root() {
         let chain = keystore::read(STORE, PASSWORD).unwrap().chain;
         let wanted: Vec<_> = chain[..2].iter().cloned().map(CertificateDer::from).collect();
-        assert_eq!(ordered(chain.clone()).unwrap(), wanted);
+        assert_eq!(ordered(&chain).unwrap(), wanted);
         let [leaf, intermediate, root] = <[_; 3]>::try_from(chain).unwrap();
-        assert_eq!(ordered(vec![leaf, root, intermediate]).unwrap(), wanted);
-        assert!(ordered(Vec::new()).is_err());
+        assert_eq!(ordered(&[leaf, root, intermediate]).unwrap(), wanted);
+        assert!(ordered(&[]).is_err());
     }
 
     #[test]

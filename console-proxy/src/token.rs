@@ -137,15 +137,12 @@ pub fn percent_decoded(raw: &str) -> Cow<'_, str> {
     };
     let (bytes, mut decoded, mut at) = (raw.as_bytes(), Vec::with_capacity(raw.len()), 0);
     while let Some(byte) = bytes.get(at) {
-        match hex(bytes.get(at + 1..at + 3)).filter(|_| *byte == b'%') {
-            Some(value) => {
-                decoded.push(value);
-                at += 3;
-            }
-            None => {
-                decoded.push(*byte);
-                at += 1;
-            }
+        if let Some(value) = hex(bytes.get(at + 1..at + 3)).filter(|_| *byte == b'%') {
+            decoded.push(value);
+            at += 3;
+        } else {
+            decoded.push(*byte);
+            at += 1;
         }
     }
     Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
@@ -279,7 +276,7 @@ mod tests {
     #[test]
     fn every_issued_token_opens_to_its_fields() {
         for vector in vectors()["tokens"].as_array().unwrap() {
-            let token = keys(false).open(text(vector, "token")).expect(text(vector, "name"));
+            let token = keys(false).open(text(vector, "token")).unwrap();
             let wanted: Token = serde_json::from_value(vector["fields"].clone()).unwrap();
             assert_eq!(token, wanted, "{}", vector["name"]);
             assert!(token.target().is_some(), "{}", vector["name"]);
@@ -375,15 +372,14 @@ mod tests {
         for vector in vectors()["tokens"].as_array().unwrap() {
             let token = keys(false).open(text(vector, "token")).unwrap();
             let printed = format!("{token:?} {:?}", token.target());
-            for secret in [
+            let secrets = [
                 &token.client_host_password,
                 &token.ticket,
                 &token.client_tunnel_session,
                 &token.websocket_url,
-            ] {
-                if let Some(secret) = secret {
-                    assert!(!printed.contains(secret.expose()), "{printed}");
-                }
+            ];
+            for secret in secrets.into_iter().flatten() {
+                assert!(!printed.contains(secret.expose()), "{printed}");
             }
         }
     }
@@ -397,7 +393,7 @@ mod tests {
 
         #[test]
         fn escaping_is_undone(text in "[a-zA-Z0-9+/= %]{0,40}") {
-            let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let escaped = text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02x}"));
             prop_assert_eq!(percent_decoded(&escaped), text);
         }
     }

@@ -86,11 +86,10 @@ fn length(head: &[u8]) -> Result<Length, TooLong> {
     let u16_at = |at: usize| Some(usize::from(u16::from_be_bytes(head.get(at..at + 2)?.try_into().ok()?)));
     let u8_at = |at: usize| head.get(at).copied().map(usize::from);
     Ok(match head[0] {
-        0 => Length::Known(20, Other),   // SetPixelFormat
-        3 => Length::Known(10, Other),   // FramebufferUpdateRequest
-        4 => Length::Known(8, Input),    // KeyEvent
-        150 => Length::Known(10, Other), // EnableContinuousUpdates
-        250 => Length::Known(4, Input),  // xvp: shutdown, reboot
+        0 => Length::Known(20, Other),       // SetPixelFormat
+        3 | 150 => Length::Known(10, Other), // FramebufferUpdateRequest, EnableContinuousUpdates
+        4 => Length::Known(8, Input),        // KeyEvent
+        250 => Length::Known(4, Input),      // xvp: shutdown, reboot
         2 => match u16_at(2) {
             Some(encodings) => Length::Known(4 + 4 * encodings, Other),
             None => return Ok(Length::Unclear),

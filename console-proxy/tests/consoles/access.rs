@@ -33,7 +33,12 @@ async fn forged_foreign_replayed_and_unannounced_tokens_get_403_and_reach_nobody
     }
     running.allow("s1").await;
     refused(&running, &seal_with([9; 16], &content(port, "s1"))).await; // another zone's key
-    for member in ["clientHostAddress", "clientHostPort", "clientHostPassword", "sessionUuid"] {
+    for member in [
+        "clientHostAddress",
+        "clientHostPort",
+        "clientHostPassword",
+        "sessionUuid",
+    ] {
         let mut incomplete = content(port, "s1");
         incomplete.as_object_mut().unwrap().remove(member);
         refused(&running, &seal(&incomplete)).await;
@@ -45,14 +50,23 @@ async fn forged_foreign_replayed_and_unannounced_tokens_get_403_and_reach_nobody
     refused(&running, &seal(&content(port, "never announced"))).await;
     assert_eq!((host.connections(), running.ms.asked().len()), (1, 1));
     let metrics = running.proxy.metrics.text();
-    assert!(metrics.contains("console_auth_total{result=\"bad_token\"}"), "{metrics}");
+    assert!(
+        metrics.contains("console_auth_total{result=\"bad_token\"}"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
 async fn nobody_is_served_before_the_management_server_says_so() {
     let running = Running::new("");
-    for (_, address) in [(Shows::Site, running.site()), (Shows::Commands, running.address(Shows::Commands))] {
-        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "{address} is open");
+    for (_, address) in [
+        (Shows::Site, running.site()),
+        (Shows::Commands, running.address(Shows::Commands)),
+    ] {
+        assert!(
+            tokio::net::TcpStream::connect(address).await.is_err(),
+            "{address} is open"
+        );
     }
     let bad = StartConsoleProxyAgentHttpHandlerCommand {
         encryptor_password: Some(Secret::new("{}".into())),
@@ -102,7 +116,9 @@ async fn the_management_servers_no_and_its_absence_end_it_without_a_hint() {
     let running = Running::serving("").await;
     let attempt = async |session: &str| {
         running.allow(session).await;
-        let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), session))).await.unwrap();
+        let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), session)))
+            .await
+            .unwrap();
         browser.end().await
     };
     running.ms.set_away(true);
@@ -112,7 +128,11 @@ async fn the_management_servers_no_and_its_absence_end_it_without_a_hint() {
     assert_eq!(attempt("refused").await, (1008, "not authorised".into()));
     assert_eq!(running.ms.asked().len(), 1, "never asked twice");
     assert_eq!(host.connections(), 0);
-    assert_eq!(running.proxy.sessions.unreported(), 0, "sessions that never were do not end");
+    assert_eq!(
+        running.proxy.sessions.unreported(),
+        0,
+        "sessions that never were do not end"
+    );
 }
 
 #[tokio::test]
@@ -124,7 +144,12 @@ async fn the_extra_token_must_be_in_the_query() {
     with_extra["extraSecurityToken"] = json!("s3cr3t+extra");
     let token = seal(&with_extra);
     let attempt = async |extra: &str| {
-        Browser::connect_to(running.site(), &format!("/websockify/websockify?token={token}{extra}"), &[]).await
+        Browser::connect_to(
+            running.site(),
+            &format!("/websockify/websockify?token={token}{extra}"),
+            &[],
+        )
+        .await
     };
     for wrong in ["", "&extra=", "&extra=s3cr3t", "&extra=s3cr3t%20extra"] {
         assert_eq!(attempt(wrong).await.err(), Some(Status(403)), "{wrong}");
@@ -144,7 +169,12 @@ async fn a_token_is_bound_to_its_viewers_address_when_the_server_says_so_and_pro
     running.allow("s1").await;
     let token = seal(&content(host.address.port(), "s1")); // for 203.0.113.7
     let attempt = async |forwarded: &str| {
-        Browser::connect_to(running.site(), &format!("/?token={token}"), &[("x-forwarded-for", forwarded)]).await
+        Browser::connect_to(
+            running.site(),
+            &format!("/?token={token}"),
+            &[("x-forwarded-for", forwarded)],
+        )
+        .await
     };
     for wrong in ["203.0.113.8", "203.0.113.7, 203.0.113.8", "nonsense"] {
         assert_eq!(attempt(wrong).await.err(), Some(Status(403)), "{wrong}");
@@ -165,7 +195,10 @@ async fn pages_of_other_origins_are_refused_where_the_operator_lists_some() {
     let path = format!("/?token={}", seal(&content(host.address.port(), "s1")));
     let attempt = async |origin: &str| Browser::connect_to(running.site(), &path, &[("origin", origin)]).await;
     assert_eq!(attempt("https://evil.example.com").await.err(), Some(Status(403)));
-    assert_eq!(Browser::connect_to(running.site(), &path, &[]).await.err(), Some(Status(403)));
+    assert_eq!(
+        Browser::connect_to(running.site(), &path, &[]).await.err(),
+        Some(Status(403))
+    );
     attempt("https://cloud.example.com").await.unwrap().open().await;
 }
 
@@ -174,7 +207,11 @@ async fn a_server_may_be_trusted_with_sessions_that_it_did_not_announce_but_not_
     let host = FakeHost::listen().await;
     let running = Running::serving("console.trust_ms_session_check = true").await;
     let token = content(host.address.port(), "elsewhere");
-    Browser::connect(running.site(), &seal(&token)).await.unwrap().open().await;
+    Browser::connect(running.site(), &seal(&token))
+        .await
+        .unwrap()
+        .open()
+        .await;
     let mut vmware = token;
     vmware["websocketUrl"] = json!("wss://192.0.2.1:443/ticket/cst");
     refused(&running, &seal(&vmware)).await;

@@ -27,7 +27,11 @@ impl Browser {
         Self::connect_to(site, &format!("/websockify?token={token}"), &[]).await
     }
 
-    pub(crate) async fn connect_to(site: SocketAddr, path: &str, headers: &[(&'static str, &str)]) -> Result<Self, Status> {
+    pub(crate) async fn connect_to(
+        site: SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Status> {
         let stream = TcpStream::connect(site).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Browser::over(stream, "ws", path, headers).await
@@ -35,9 +39,18 @@ impl Browser {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Browser<S> {
-    pub(crate) async fn over(stream: S, scheme: &str, path: &str, headers: &[(&'static str, &str)]) -> Result<Self, Status> {
-        let mut request = format!("{scheme}://console.example.com{path}").into_client_request().unwrap();
-        request.headers_mut().insert("sec-websocket-protocol", "binary".parse().unwrap());
+    pub(crate) async fn over(
+        stream: S,
+        scheme: &str,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Status> {
+        let mut request = format!("{scheme}://console.example.com{path}")
+            .into_client_request()
+            .unwrap();
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", "binary".parse().unwrap());
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
@@ -122,7 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Browser<S> {
     /// The whole screen as 8-bit red, green, blue.
     pub(crate) async fn screen(&mut self, width: u16, height: u16) -> Vec<u8> {
         // 32 bits, little endian, true colour, 255 each, shifts 16, 8, 0.
-        self.send(&[0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]).await;
+        self.send(&[0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0])
+            .await;
         self.send(&[2, 0, 0, 1, 0, 0, 0, 0]).await; // Raw only
         let mut request = vec![3, 0, 0, 0, 0, 0];
         request.extend(width.to_be_bytes());
@@ -131,8 +145,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Browser<S> {
         let mut screen = vec![0; usize::from(width) * usize::from(height) * 3];
         let mut seen = 0;
         while seen < screen.len() / 3 {
-            let [0, _, a, b] = self.read().await else { panic!("not an update") };
-            for _ in 0..u16::from_be_bytes([a, b]) {
+            let [0, _, many, few] = self.read().await else {
+                panic!("not an update")
+            };
+            for _ in 0..u16::from_be_bytes([many, few]) {
                 let head: [u8; 12] = self.read().await;
                 assert_eq!(head[8..], [0; 4], "Raw");
                 let of = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));
@@ -164,7 +180,10 @@ pub(crate) async fn request(
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap(); // TLS may end without a goodbye
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let end = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .expect("a head");
     let body = answer.split_off(end + 4);
     let head = String::from_utf8(answer).unwrap().to_lowercase();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();

@@ -17,7 +17,9 @@ use crate::token::{content, seal};
 
 async fn open(running: &Running, host: &FakeHost, session: &str) -> Browser {
     running.allow(session).await;
-    let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), session))).await.unwrap();
+    let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), session)))
+        .await
+        .unwrap();
     browser.open().await;
     browser
 }
@@ -67,7 +69,11 @@ async fn a_second_viewer_takes_over_shares_or_has_a_session_of_its_own() {
     running.allow("s3").await;
     let mut own = content(host.address.port(), "s3");
     own["sessionRequiresNewViewer"] = json!(true);
-    Browser::connect(running.site(), &seal(&own)).await.unwrap().open().await;
+    Browser::connect(running.site(), &seal(&own))
+        .await
+        .unwrap()
+        .open()
+        .await;
     until("the second stays", || running.ms.removed() == ["s1", "s3"]).await;
     drop(second);
 
@@ -89,13 +95,18 @@ async fn hosts_that_cannot_be_reached_or_do_not_speak_vnc_end_it_with_4004() {
     unused.set_port(1); // tcpmux: nobody has that
     for (session, port) in [("web", web.await.address.port()), ("unused", unused.port())] {
         running.allow(session).await;
-        let mut browser = Browser::connect(running.site(), &seal(&content(port, session))).await.unwrap();
+        let mut browser = Browser::connect(running.site(), &seal(&content(port, session)))
+            .await
+            .unwrap();
         browser.read::<12>().await;
         browser.send(b"RFB 003.008\n").await;
         assert_eq!(browser.end().await, (4004, "cannot reach host".into()), "{session}");
         assert_eq!(browser.unread(), b"\0\0\0\0\x11cannot reach host");
     }
-    for (member, value) in [("websocketUrl", "wss://192.0.2.1/ticket/x"), ("hypervHost", "192.0.2.1")] {
+    for (member, value) in [
+        ("websocketUrl", "wss://192.0.2.1/ticket/x"),
+        ("hypervHost", "192.0.2.1"),
+    ] {
         running.allow(member).await;
         let mut token = content(1, member);
         token[member] = json!(value);
@@ -159,11 +170,18 @@ async fn what_no_browser_sends_ends_the_session_with_a_code() {
     browser.socket.get_mut().write_all(&[0x82, 1, 0]).await.unwrap();
     assert_eq!(browser.end().await.0, 1002);
     let mut browser = open(&running, &host, "long").await;
-    browser.socket.get_mut().write_all(&[0x82, 0xff, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3, 4]).await.unwrap();
+    browser
+        .socket
+        .get_mut()
+        .write_all(&[0x82, 0xff, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3, 4])
+        .await
+        .unwrap();
     assert_eq!(browser.end().await.0, 1009);
 
     running.allow("version").await;
-    let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), "version"))).await.unwrap();
+    let mut browser = Browser::connect(running.site(), &seal(&content(host.address.port(), "version")))
+        .await
+        .unwrap();
     browser.send(b"GET / HTTP/1").await;
     assert_eq!(browser.end().await.0, 4007);
 }
@@ -223,7 +241,10 @@ async fn a_browser_that_reads_nothing_stops_its_host_and_loses_nothing() {
         }
         last = now;
     }
-    assert!(last < OFFERED / 4, "{last} bytes were taken for a browser that reads nothing");
+    assert!(
+        last < OFFERED / 4,
+        "{last} bytes were taken for a browser that reads nothing"
+    );
     // Others go on.
     let mut other = content(host.address.port(), "other");
     other["clientTag"] = json!("another VM");
@@ -233,7 +254,10 @@ async fn a_browser_that_reads_nothing_stops_its_host_and_loses_nothing() {
     // And all of it arrives in the end.
     for at in 0..OFFERED / (64 << 10) {
         let chunk = browser.read_vec(64 << 10).await;
-        assert!(chunk.iter().all(|byte| usize::from(*byte) == at % 251), "chunk {at} is damaged");
+        assert!(
+            chunk.iter().all(|byte| usize::from(*byte) == at % 251),
+            "chunk {at} is damaged"
+        );
     }
     offering.await.unwrap();
 }
@@ -247,7 +271,9 @@ async fn a_host_that_stalls_in_the_handshake_is_given_up_and_costs_nothing_meanw
     let stalling = stalling.await;
     let running = Running::serving("").await;
     running.allow("s1").await;
-    let mut browser = Browser::connect(running.site(), &seal(&content(stalling.address.port(), "s1"))).await.unwrap();
+    let mut browser = Browser::connect(running.site(), &seal(&content(stalling.address.port(), "s1")))
+        .await
+        .unwrap();
     let started = tokio::time::Instant::now();
     let cpu = cpu_ticks();
     browser.read::<12>().await;

@@ -66,6 +66,9 @@ impl FakeHost {
 
     /// The host's end of the next session.
     pub(crate) async fn next(&mut self) -> TcpStream {
-        tokio::time::timeout(crate::proxy::LIMIT, self.open.recv()).await.unwrap().unwrap()
+        tokio::time::timeout(crate::proxy::LIMIT, self.open.recv())
+            .await
+            .unwrap()
+            .unwrap()
     }
 }

@@ -1,7 +1,6 @@
 //! A management server that says yes or no as a test wants, and remembers what it was asked and told.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use agent::service::NoAnswer;
 use console_proxy::auth::{Authorizer, Boxed, Refused};
@@ -15,7 +14,6 @@ pub(crate) struct FakeMs(Arc<Mutex<State>>);
 struct State {
     refuses: bool,
     is_away: bool,
-    thinks: Duration,
     asked: Vec<ConsoleAccessAuthenticationCommand>,
     told: Vec<Value>,
 }
@@ -27,10 +25,6 @@ impl FakeMs {
 
     pub(crate) fn set_away(&self, is_away: bool) {
         self.0.lock().unwrap().is_away = is_away;
-    }
-
-    pub(crate) fn think(&self, thinks: Duration) {
-        self.0.lock().unwrap().thinks = thinks;
     }
 
     pub(crate) fn asked(&self) -> Vec<ConsoleAccessAuthenticationCommand> {
@@ -53,16 +47,12 @@ impl FakeMs {
 impl Authorizer for FakeMs {
     fn authorize(&self, access: ConsoleAccessAuthenticationCommand) -> Boxed<'_, Result<(), Refused>> {
         Box::pin(async move {
-            let thinks = {
-                let mut state = self.0.lock().unwrap();
-                if state.is_away {
-                    return Err(NoAnswer::NotConnected.into());
-                }
-                state.asked.push(access);
-                state.thinks
-            };
-            tokio::time::sleep(thinks).await;
-            if self.0.lock().unwrap().refuses { Err(Refused::ByServer) } else { Ok(()) }
+            let mut state = self.0.lock().unwrap();
+            if state.is_away {
+                return Err(NoAnswer::NotConnected.into());
+            }
+            state.asked.push(access);
+            if state.refuses { Err(Refused::ByServer) } else { Ok(()) }
         })
     }
 

@@ -18,7 +18,9 @@ fn password(word: &'static str) -> impl FnOnce(&Path) {
 
 async fn connect(running: &Running, port: u16, session: &str) -> Browser {
     running.allow(session).await;
-    Browser::connect(running.site(), &seal(&content(port, session))).await.unwrap()
+    Browser::connect(running.site(), &seal(&content(port, session)))
+        .await
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,8 +34,14 @@ async fn the_browser_sees_the_screen_pixel_by_pixel() {
     assert!(browser.screen(width, height).await == wanted, "the pixels differ");
     let asked = running.ms.asked();
     let access = &asked[0];
-    assert_eq!((access.host.as_deref(), access.port.as_deref()), (Some("127.0.0.1"), Some(qemu.port.to_string().as_str())));
-    assert_eq!((access.session_uuid.as_deref(), access.client_address.as_deref()), (Some("s1"), Some("127.0.0.1")));
+    assert_eq!(
+        (access.host.as_deref(), access.port.as_deref()),
+        (Some("127.0.0.1"), Some(qemu.port.to_string().as_str()))
+    );
+    assert_eq!(
+        (access.session_uuid.as_deref(), access.client_address.as_deref()),
+        (Some("s1"), Some("127.0.0.1"))
+    );
     assert_eq!(access.sid.as_ref().unwrap().expose(), PASSWORD);
     assert!(!access.is_reauthenticating && asked.len() == 1);
 }
@@ -56,7 +64,13 @@ async fn a_host_with_another_password_ends_it_and_says_so() {
     assert_eq!(browser.end().await, (4005, "host refused password".into()));
     // A viewer that knows none of our codes shows the sentence.
     assert_eq!(browser.unread(), b"\0\0\0\0\x15host refused password");
-    assert!(running.proxy.metrics.text().contains("end=\"host_refused_password\"} 1"));
+    assert!(
+        running
+            .proxy
+            .metrics
+            .text()
+            .contains("end=\"host_refused_password\"} 1")
+    );
 }
 
 /// A CA, a host's and a client's certificate, in files with the names that QEMU and the agent look for.
@@ -66,7 +80,10 @@ fn certificates(host: &Path, agent: &Path) {
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let sign = |name: &str| {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()])
+            .unwrap()
+            .signed_by(&key, &ca)
+            .unwrap();
         (certificate.pem(), key.serialize_pem())
     };
     let (certificate, key) = sign("kvm-01.example.com"); // not the address that is connected to
@@ -98,7 +115,10 @@ async fn a_host_with_tls_gets_our_certificate_and_the_page_can_tell() {
     let mut browser = connect(&running, without.port, "s2").await;
     let (width, height, name) = browser.open().await;
     assert_eq!(name, "web-01 (TLS backend)");
-    assert_eq!(browser.screen(width, height).await.len(), usize::from(width) * usize::from(height) * 3);
+    assert_eq!(
+        browser.screen(width, height).await.len(),
+        usize::from(width) * usize::from(height) * 3
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +137,10 @@ async fn a_host_that_does_not_know_our_certificate_or_that_we_do_not_know_is_not
     certificates(strangers.path(), &agent);
     refused("another-ca").await;
     // The right CA, and no certificate of ours.
-    write(&agent.join("cloud.ca.crt"), &std::fs::read_to_string(other.join("cloud.ca.crt")).unwrap());
+    write(
+        &agent.join("cloud.ca.crt"),
+        &std::fs::read_to_string(other.join("cloud.ca.crt")).unwrap(),
+    );
     for file in ["cloud.crt", "cloud.key"] {
         std::fs::remove_file(agent.join(file)).unwrap();
     }

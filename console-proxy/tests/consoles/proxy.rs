@@ -56,8 +56,12 @@ impl Running {
         fake_novnc(&at("novnc"));
         std::fs::create_dir(at("state")).unwrap();
         write(&at("cmdline"), BOOT);
-        let directories = format!("state_dir = {:?}\nnovnc = {:?}\n", at("state"), at("novnc"));
-        write(&at("settings.toml"), &format!("{directories}{settings}\n[listen]\n{listen}\n"));
+        let directory = files.path().display();
+        let directories = format!("state_dir = \"{directory}/state\"\nnovnc = \"{directory}/novnc\"\n");
+        write(
+            &at("settings.toml"),
+            &format!("{directories}{settings}\n[listen]\n{listen}\n"),
+        );
         let config = Config::load(&at("cmdline"), &at("settings.toml")).unwrap();
         let page = Page::load(&config.settings.novnc).unwrap();
         let ports = Ports::reserve(&config).unwrap();
@@ -121,5 +125,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(LIMIT, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }

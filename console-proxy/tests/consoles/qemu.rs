@@ -27,10 +27,24 @@ impl Qemu {
         let directory = files.path().display().to_string();
         prepare(files.path());
         let qmp = files.path().join("qmp");
-        let objects = objects.iter().flat_map(|object| ["-object".to_owned(), object.replace("{dir}", &directory)]);
+        let objects = objects
+            .iter()
+            .flat_map(|object| ["-object".to_owned(), object.replace("{dir}", &directory)]);
         // The first free display; QMP tells which.
         let running = Cmd::new("qemu-system-x86_64")
-            .args(["-M", "pc", "-m", "32", "-display", "none", "-nodefaults", "-vga", "std", "-net", "none"])
+            .args([
+                "-M",
+                "pc",
+                "-m",
+                "32",
+                "-display",
+                "none",
+                "-nodefaults",
+                "-vga",
+                "std",
+                "-net",
+                "none",
+            ])
             .args(objects)
             .args(["-vnc", &format!("127.0.0.1:0,to=90{vnc}")])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
@@ -53,9 +67,16 @@ impl Qemu {
 
     pub(crate) async fn command(&mut self, name: &str, arguments: Value) -> Value {
         let command = json!({ "execute": name, "arguments": arguments });
-        self.commands.write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        self.commands
+            .write_all(format!("{command}\n").as_bytes())
+            .await
+            .unwrap();
         loop {
-            let line = timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap().expect("QEMU lives");
+            let line = timeout(LIMIT, self.lines.next_line())
+                .await
+                .unwrap()
+                .unwrap()
+                .expect("QEMU lives");
             let answer: Value = serde_json::from_str(&line).unwrap();
             assert!(answer.get("error").is_none(), "{name}: {answer}");
             if let Some(found) = answer.get("return") {
@@ -64,19 +85,16 @@ impl Qemu {
         }
     }
 
-    /// The firmware has written its last word, and the screen stands still.
+    /// The firmware has written something, and time stands still: its cursor blinks.
     pub(crate) async fn settle(&mut self) {
-        let mut last = self.screen().await;
         for _ in 0..300 {
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            let now = self.screen().await;
-            if now == last && now.2.iter().any(|byte| *byte != 0) {
-                self.command("stop", json!({})).await; // a cursor may blink
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            if self.screen().await.2.iter().any(|byte| *byte != 0) {
+                self.command("stop", json!({})).await;
                 return;
             }
-            last = now;
         }
-        panic!("the screen never stood still");
+        panic!("the firmware never showed itself");
     }
 
     /// Width, height, and each pixel's red, green, blue: QEMU's own word for it.
@@ -84,8 +102,13 @@ impl Qemu {
         let file: PathBuf = self.files.path().join("screen.ppm");
         self.command("screendump", json!({ "filename": file })).await;
         let ppm = std::fs::read(file).unwrap();
-        let mut words = ppm.splitn(4, |byte| byte.is_ascii_whitespace());
-        let mut number = || -> u16 { std::str::from_utf8(words.next().unwrap()).unwrap().parse().unwrap_or_default() };
+        let mut words = ppm.splitn(4, u8::is_ascii_whitespace);
+        let mut number = || -> u16 {
+            std::str::from_utf8(words.next().unwrap())
+                .unwrap()
+                .parse()
+                .unwrap_or_default()
+        };
         let (_p6, width, height) = (number(), number(), number());
         let pixels = words.next().unwrap();
         let behind = pixels.iter().position(|byte| *byte == b'\n').unwrap() + 1; // the line "255"

@@ -39,6 +39,7 @@ pub(crate) fn seal_with(key: [u8; 16], content: &Value) -> String {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, digest(&SHA256, &key).as_ref()).unwrap());
     let nonce = [7; 12]; // a token of a test needs no fresh one
     let mut sealed = content.to_string().into_bytes();
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(IV), &mut sealed).unwrap();
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(IV), &mut sealed)
+        .unwrap();
     STANDARD.encode([&nonce[..], &sealed].concat())
 }
