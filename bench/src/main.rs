@@ -2,6 +2,7 @@
 
 mod agents;
 mod codec;
+mod console;
 mod machine;
 mod process;
 mod simulated;
@@ -30,6 +31,7 @@ Examples:
   cargo run --release -p bench -- agents                 10,000 agents against one core
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
+  cargo run --release -p bench -- console                consoles, beside websockify
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -37,6 +39,10 @@ docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the p
 enum Measurement {
     Agents(agents::Args),
     Codec(codec::Args),
+    Console(console::Args),
+    /// The console proxy of `console`, in a process of its own.
+    #[command(hide = true)]
+    ConsoleProxyOnly(console::ServeArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +63,8 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,
+        Measurement::Console(args) => console::measure(&args)?,
+        Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
     };
     std::io::stdout()
         .lock()

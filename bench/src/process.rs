@@ -34,11 +34,22 @@ pub(crate) fn rss(pid: u32) -> anyhow::Result<u32> {
     rss_in(&status).with_context(|| format!("{path} has no VmRSS"))
 }
 
+/// Processor time of its children that have ended and were waited for.
+pub(crate) fn children_cpu(pid: u32) -> anyhow::Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+    ticks_in(&stat, [16, 17]).with_context(|| format!("{path} has an unknown form"))
+}
+
 /// Fields 14 and 15 of `stat`. The name before them may hold blanks and parentheses.
 fn cpu_in(stat: &str) -> Option<Duration> {
+    ticks_in(stat, [14, 15])
+}
+
+fn ticks_in(stat: &str, [user, kernel]: [usize; 2]) -> Option<Duration> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let ticks = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
-    Some(Duration::from_secs(1) * ticks(14)?.checked_add(ticks(15)?)? / TICKS_PER_SECOND)
+    Some(Duration::from_secs(1) * ticks(user)?.checked_add(ticks(kernel)?)? / TICKS_PER_SECOND)
 }
 
 fn name_in(stat: &str) -> Option<&str> {

@@ -12,7 +12,11 @@ use serde::Deserialize;
 /// ARCHITECTURE.md: a new arrow is first drawn there.
 const ARROWS: [(&str, &[&str], &[&str]); 11] = [
     ("agent", &["platform", "protocol"], &[]),
-    ("bench", &["agent", "mgmt-stub", "platform", "protocol"], &[]),
+    (
+        "bench",
+        &["agent", "console-proxy", "mgmt-stub", "platform", "protocol"],
+        &[],
+    ),
     ("console-proxy", &["agent", "platform", "protocol"], &[]),
     ("image-builder", &["platform"], &[]),
     ("mgmt-stub", &["platform", "protocol"], &["agent"]),

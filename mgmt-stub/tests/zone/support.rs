@@ -54,7 +54,10 @@ pub(crate) struct TestZone {
 fn fake_vm() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let built = own.parent().unwrap().parent().unwrap().join("examples/fake_vm");
-    assert!(built.exists(), "`cargo test` builds it; with --test: cargo build -p mgmt-stub --example fake_vm");
+    assert!(
+        built.exists(),
+        "`cargo test` builds it; with --test: cargo build -p mgmt-stub --example fake_vm"
+    );
     built
 }
 
