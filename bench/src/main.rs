@@ -32,6 +32,8 @@ Examples:
   cargo run --release -p bench -- agents                 10,000 agents against one core
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
+  cargo run --release -p bench -- console                consoles, beside websockify
+  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
   cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
   cargo run --release -p bench -- console                consoles, beside websockify
 
@@ -46,6 +48,7 @@ enum Measurement {
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
     ConsoleProxyOnly(console::ServeArgs),
+    Ssvm(ssvm::Args),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,9 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,
+        Measurement::Console(args) => console::measure(&args)?,
+        Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
+        Measurement::Ssvm(args) => ssvm::measure(&args)?,
         Measurement::Ssvm(args) => ssvm::measure(&args)?,
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
