@@ -51,13 +51,19 @@ impl Fake {
             (Some(job), _) => job.to_owned(),
             (None, _) => format!("job-{}-{}", download.id, jobs.len()),
         };
-        self.note(&format!("{} {job}", request.map_or("DOWNLOAD".to_owned(), |request| format!("{request:?}"))));
+        self.note(&format!(
+            "{} {job}",
+            request.map_or("DOWNLOAD".to_owned(), |request| format!("{request:?}"))
+        ));
         if matches!(request, Some(DownloadRequest::Purge | DownloadRequest::Abort)) {
             jobs.remove(&job);
             self.save(&jobs);
             return Answer::success();
         }
-        let fails: usize = wish.strip_prefix("fail").and_then(|count| count[..1].parse().ok()).unwrap_or(0);
+        let fails: usize = wish
+            .strip_prefix("fail")
+            .and_then(|count| count[..1].parse().ok())
+            .unwrap_or(0);
         let failed = std::fs::read_to_string(self.state.join(&wish)).unwrap_or_default();
         let (status, error) = if wish.starts_with("never") || failed.len() < fails {
             let _ = files::replace(self.state.join(&wish), failed + "x", 0o600).unwrap();
@@ -79,7 +85,11 @@ impl Fake {
             download_pct: percent,
             error_string: Some(error),
             download_status: Some(status),
-            install_path: Some(if is_done { format!("{directory}/image.qcow2") } else { directory }),
+            install_path: Some(if is_done {
+                format!("{directory}/image.qcow2")
+            } else {
+                directory
+            }),
             template_size: if is_done { 10_485_760 } else { 0 },
             template_physical_size: percent * 1000,
             ..DownloadAnswer::default()
@@ -94,7 +104,10 @@ impl Service for Fake {
                 dir: Some("5eda6d4d-6968-33f9-bc69-d9d54e240213".into()),
             }),
             CommandBody::SecStorageVMSetup(setup) => {
-                self.note(&format!("SITES {}", setup.allowed_internal_sites.unwrap_or_default().join(",")));
+                self.note(&format!(
+                    "SITES {}",
+                    setup.allowed_internal_sites.unwrap_or_default().join(",")
+                ));
                 Answer::success()
             }
             CommandBody::ListTemplate(_) => Answer::new(ListTemplateAnswer::default()),
@@ -116,7 +129,9 @@ impl Service for Fake {
                 self.note("DELETE");
                 Answer::success()
             }
-            CommandBody::SecStorageFirewallCfg(_) | CommandBody::StartConsoleProxyAgentHttpHandler(_) => Answer::success(),
+            CommandBody::SecStorageFirewallCfg(_) | CommandBody::StartConsoleProxyAgentHttpHandler(_) => {
+                Answer::success()
+            }
             _ => return None,
         })
     }
@@ -130,7 +145,10 @@ async fn main() {
     let [_, boot_args_word, boot_args, settings_word, settings] = words.as_slice() else {
         panic!("unexpected command line: {words:?}");
     };
-    assert_eq!((boot_args_word.as_str(), settings_word.as_str()), ("--boot-args", "--settings"));
+    assert_eq!(
+        (boot_args_word.as_str(), settings_word.as_str()),
+        ("--boot-args", "--settings")
+    );
     let vm = SystemVm::parse(&BootArgs::parse(std::fs::read(boot_args).unwrap()).unwrap()).unwrap();
     let settings: toml::Table = std::fs::read_to_string(settings).unwrap().parse().unwrap();
     let path = |name: &str| settings.get(name).map(|value| PathBuf::from(value.as_str().unwrap()));

@@ -2,7 +2,7 @@
 
 /** Of a system VM: its own state and its agent's, as one. `{ kind, label, reason }`. */
 export function systemVm(vm) {
-    const reason = vm.reason || undefined;
+    const reason = sentence(vm.reason, vm.state);
     switch (vm.state) {
         case "Running":
             switch (vm.agentstate) {
@@ -21,6 +21,13 @@ export function systemVm(vm) {
         case "Destroyed": return { kind: "off", label: vm.state, reason: reason ?? "It has been stopped." };
         default: return { kind: "problem", label: vm.state ?? "Unknown", reason: reason ?? "The server does not know more." };
     }
+}
+
+/** The server's reason as a sentence, without the state, which is shown beside it. */
+function sentence(reason, state) {
+    if (!reason) return undefined;
+    const text = reason.startsWith(`${state}: `) ? reason.slice(state.length + 2) : reason;
+    return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 export const SYSTEM_VM_TYPES = {

@@ -153,11 +153,8 @@ pub fn heard(answer: &DownloadAnswer, job: Option<&str>) -> Option<Heard> {
 
 /// How long to wait for the next answer, after so much silence; `None`: no longer.
 pub fn patience(silent: Duration) -> Option<Duration> {
-    if silent < ASK_AGAIN {
-        Some(ASK_AGAIN - silent)
-    } else {
-        GIVE_UP.checked_sub(silent).filter(|rest| !rest.is_zero())
-    }
+    let rest = |limit: Duration| limit.checked_sub(silent).filter(|rest| !rest.is_zero());
+    rest(ASK_AGAIN).or_else(|| rest(GIVE_UP))
 }
 
 /// The wait before the next attempt after `failed` ones: doubles each time; `None`: no more.

@@ -707,17 +707,13 @@ fn progress(download: &DownloadCommand, job: &str, request: DownloadRequest) -> 
 
 /// An answer of another class is a failure with the agent's words.
 fn understood(answer: Answer, job: Option<&str>) -> Option<(DownloadAnswer, Heard)> {
-    match answer.body {
-        AnswerBody::Download(download) => {
-            let heard = download_state::heard(&download, job)?;
-            Some((download, heard))
-        }
-        _ => {
-            let words = answer.details.unwrap_or_else(|| "it gave no reason".into());
-            let text = format!("the storage VM did not take the download: {words}");
-            Some((DownloadAnswer::default(), Heard::Failed(text)))
-        }
+    if let AnswerBody::Download(download) = answer.body {
+        let heard = download_state::heard(&download, job)?;
+        return Some((download, heard));
     }
+    let words = answer.details.unwrap_or_else(|| "it gave no reason".into());
+    let text = format!("the storage VM did not take the download: {words}");
+    Some((DownloadAnswer::default(), Heard::Failed(text)))
 }
 
 /// What an answer says beyond what was known.
@@ -759,7 +755,7 @@ fn proxy(text: &str) -> Option<Proxy> {
 struct Rate {
     at: Instant,
     bytes: i64,
-    rate: Option<i64>,
+    smoothed: Option<i64>,
 }
 
 impl Rate {
@@ -767,20 +763,20 @@ impl Rate {
         Self {
             at: Instant::now(),
             bytes,
-            rate: None,
+            smoothed: None,
         }
     }
 
     fn measure(&mut self, bytes: i64) -> Option<i64> {
         let millis = i64::try_from(self.at.elapsed().as_millis()).unwrap_or(i64::MAX);
         if millis < 100 {
-            return self.rate;
+            return self.smoothed;
         }
         let now = (bytes - self.bytes).max(0).saturating_mul(1000) / millis;
         // Each measurement counts a third.
-        self.rate = Some(self.rate.map_or(now, |before| (before * 2 + now) / 3));
+        self.smoothed = Some(self.smoothed.map_or(now, |before| (before * 2 + now) / 3));
         (self.at, self.bytes) = (Instant::now(), bytes);
-        self.rate
+        self.smoothed
     }
 }
 

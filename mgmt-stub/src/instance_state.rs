@@ -84,23 +84,26 @@ impl InstanceState {
     pub fn on(self, event: InstanceEvent) -> Result<Self, NoTransition> {
         Ok(match (self, event) {
             (Stopped, StartRequested) | (Starting, OperationRetry) => Starting,
-            (Stopped, StopRequested | OperationFailed) | (Starting, OperationFailed) => Stopped,
-            (Stopped, DestroyRequested) => Destroyed,
-            (Stopped | Destroyed | Error, ExpungeOperation) | (Error, DestroyRequested) => Expunging,
-            (Stopped, StorageMigrationRequested) => Migrating,
-            (Stopped | Expunging, OperationFailedToError) => Error,
-            (Running | Stopping, StopRequested) => Stopping,
-            (Running | Migrating, MigrationRequested) => Migrating,
             (Starting | Running | Migrating, OperationSucceeded)
             | (Stopping | Migrating, OperationFailed)
             | (Starting | Running | Stopping | Migrating, AgentReportRunning)
             | (Running, AgentReportMigrated)
             | (Starting | Stopping | Stopped | Running | Migrating, FollowAgentPowerOnReport) => Running,
-            (Stopping, OperationSucceeded)
-            | (Stopped | Starting | Running | Stopping | Migrating, AgentReportStopped | AgentReportShutdowned)
-            | (Starting | Stopping | Stopped | Running | Migrating, FollowAgentPowerOffReport)
+            (Running | Stopping, StopRequested) => Stopping,
+            (Stopped, StopRequested)
+            | (Stopped | Starting, OperationFailed)
+            | (Stopping, OperationSucceeded)
+            | (
+                Stopped | Starting | Running | Stopping | Migrating,
+                AgentReportStopped | AgentReportShutdowned | FollowAgentPowerOffReport,
+            )
             | (Destroyed, RecoveryRequested) => Stopped,
-            (Expunging, OperationFailed | ExpungeOperation) => Expunging,
+            (Running | Migrating, MigrationRequested) | (Stopped, StorageMigrationRequested) => Migrating,
+            (Stopped, DestroyRequested) => Destroyed,
+            (Stopped | Destroyed | Error | Expunging, ExpungeOperation)
+            | (Error, DestroyRequested)
+            | (Expunging, OperationFailed) => Expunging,
+            (Stopped | Expunging, OperationFailedToError) => Error,
             (state, event) => return Err(NoTransition { state, event }),
         })
     }

@@ -310,45 +310,42 @@ impl SystemVms {
         if pool.iter().any(|vm| scan.to_restart.contains_key(&vm.id)) {
             return Ok(());
         }
-        let action = match kind {
-            InstanceType::ConsoleProxy => {
-                if configuration.text(&CONSOLEPROXY_MANAGEMENT_STATE) != "Auto" {
-                    return Ok(());
-                }
-                let settings = PoolSettings {
-                    session_max: number(configuration.number(&CONSOLEPROXY_SESSION_MAX)),
-                    capacity_standby: number(configuration.number(&CONSOLEPROXY_CAPACITY_STANDBY)),
-                    launch_max: number(configuration.number(&CONSOLEPROXY_LAUNCH_MAX)),
-                    restart: configuration.flag(&CONSOLEPROXY_RESTART),
-                    scale_down: false,
-                };
-                let members: Vec<Member> = pool.iter().map(|vm| member(vm, vm.active_sessions, true)).collect();
-                scanner::console_proxies(&members, &settings)
+        let action = if kind == InstanceType::ConsoleProxy {
+            if configuration.text(&CONSOLEPROXY_MANAGEMENT_STATE) != "Auto" {
+                return Ok(());
             }
-            _ => {
-                let stores = self.inner.store.image_stores(self.inner.place.zone).await?;
-                if !configuration.flag(&SYSTEM_VM_AUTO_RESERVE_CAPACITY) || stores.is_empty() {
-                    return Ok(());
-                }
-                let settings = PoolSettings {
-                    session_max: number(configuration.number(&SECSTORAGE_SESSION_MAX)),
-                    capacity_standby: number(configuration.number(&SECSTORAGE_CAPACITY_STANDBY)),
-                    scale_down: configuration.flag(&SECSTORAGE_VM_AUTO_SCALE_DOWN),
-                    ..PoolSettings::SECONDARY_STORAGE
-                };
-                let since = OffsetDateTime::now_utc() - configuration.time(&SECSTORAGE_CMD_EXECUTION_TIME_MAX);
-                let active = self.inner.store.active_commands(since).await?;
-                let hosts = self.inner.store.hosts().await?;
-                let members: Vec<Member> = pool
-                    .iter()
-                    .map(|vm| {
-                        let host = host_of(&hosts, vm);
-                        let load = host.and_then(|host| active.get(&host.id)).copied().unwrap_or_default();
-                        member(vm, load, host.is_some_and(|host| self.inner.agents.is_up(host.id)))
-                    })
-                    .collect();
-                scanner::secondary_storage(&members, &settings)
+            let settings = PoolSettings {
+                session_max: number(configuration.number(&CONSOLEPROXY_SESSION_MAX)),
+                capacity_standby: number(configuration.number(&CONSOLEPROXY_CAPACITY_STANDBY)),
+                launch_max: number(configuration.number(&CONSOLEPROXY_LAUNCH_MAX)),
+                restart: configuration.flag(&CONSOLEPROXY_RESTART),
+                scale_down: false,
+            };
+            let members: Vec<Member> = pool.iter().map(|vm| member(vm, vm.active_sessions, true)).collect();
+            scanner::console_proxies(&members, &settings)
+        } else {
+            let stores = self.inner.store.image_stores(self.inner.place.zone).await?;
+            if !configuration.flag(&SYSTEM_VM_AUTO_RESERVE_CAPACITY) || stores.is_empty() {
+                return Ok(());
             }
+            let settings = PoolSettings {
+                session_max: number(configuration.number(&SECSTORAGE_SESSION_MAX)),
+                capacity_standby: number(configuration.number(&SECSTORAGE_CAPACITY_STANDBY)),
+                scale_down: configuration.flag(&SECSTORAGE_VM_AUTO_SCALE_DOWN),
+                ..PoolSettings::SECONDARY_STORAGE
+            };
+            let since = OffsetDateTime::now_utc() - configuration.time(&SECSTORAGE_CMD_EXECUTION_TIME_MAX);
+            let active = self.inner.store.active_commands(since).await?;
+            let hosts = self.inner.store.hosts().await?;
+            let members: Vec<Member> = pool
+                .iter()
+                .map(|vm| {
+                    let host = host_of(&hosts, vm);
+                    let load = host.and_then(|host| active.get(&host.id)).copied().unwrap_or_default();
+                    member(vm, load, host.is_some_and(|host| self.inner.agents.is_up(host.id)))
+                })
+                .collect();
+            scanner::secondary_storage(&members, &settings)
         };
         debug!(%kind, ?action, "Scanned a pool of system VMs");
         let done = match action {
@@ -548,35 +545,32 @@ impl SystemVms {
             dns: Vec::new(),
             keystore_password: Secret::new(random::letters(16)),
         };
-        let (purpose, boot_args) = match vm.kind {
-            InstanceType::ConsoleProxy => {
-                let port = vm.console_port.unwrap_or(place.console.port());
-                let proxy = boot_line::ConsoleProxy {
-                    id: vm.id,
-                    console_port: port,
-                };
-                let listen = SocketAddr::new(place.console.ip(), port);
-                (
-                    Purpose::ConsoleProxy { listen },
-                    boot_line::console_proxy(&machine, &proxy),
-                )
-            }
-            _ => {
-                let stores = self.inner.store.image_stores(place.zone).await?;
-                let version = self.inner.configuration.text(&SECSTORAGE_NFS_VERSION);
-                let ssvm = boot_line::SecondaryStorage {
-                    role: vm.role.clone().unwrap_or_else(|| "templateProcessor".into()),
-                    store_hosts: stores.iter().filter_map(|store| host_part(&store.url)).collect(),
-                    nfs_version: Some(version).filter(|version| !version.is_empty()),
-                };
-                let local = stores
-                    .into_iter()
-                    .filter_map(|store| Some((store.url, PathBuf::from(store.local_directory?))));
-                let purpose = Purpose::SecondaryStorage {
-                    stores: local.collect(),
-                };
-                (purpose, boot_line::secondary_storage(&machine, &ssvm))
-            }
+        let (purpose, boot_args) = if vm.kind == InstanceType::ConsoleProxy {
+            let port = vm.console_port.unwrap_or(place.console.port());
+            let proxy = boot_line::ConsoleProxy {
+                id: vm.id,
+                console_port: port,
+            };
+            let listen = SocketAddr::new(place.console.ip(), port);
+            (
+                Purpose::ConsoleProxy { listen },
+                boot_line::console_proxy(&machine, &proxy),
+            )
+        } else {
+            let stores = self.inner.store.image_stores(place.zone).await?;
+            let version = self.inner.configuration.text(&SECSTORAGE_NFS_VERSION);
+            let ssvm = boot_line::SecondaryStorage {
+                role: vm.role.clone().unwrap_or_else(|| "templateProcessor".into()),
+                store_hosts: stores.iter().filter_map(|store| host_part(&store.url)).collect(),
+                nfs_version: Some(version).filter(|version| !version.is_empty()),
+            };
+            let local = stores
+                .into_iter()
+                .filter_map(|store| Some((store.url, PathBuf::from(store.local_directory?))));
+            let purpose = Purpose::SecondaryStorage {
+                stores: local.collect(),
+            };
+            (purpose, boot_line::secondary_storage(&machine, &ssvm))
         };
         let request = Request::new(vm.name.clone(), vec![vm.name.clone()], vec![public]);
         let identity = self.inner.ca.issue(&request)?;

@@ -41,11 +41,10 @@ pub fn compare(
         match listed.get(&template.unique_name) {
             Some(found) if found.is_corrupted => findings.push(Finding::Damaged(template.clone(), row.clone())),
             Some(found) if is_news(row, found) => findings.push(Finding::There(row.clone(), found.clone())),
-            Some(_) => {}
             None if row.state == DownloadState::Downloaded => {
                 findings.push(Finding::Missing(template.clone(), row.clone()));
             }
-            None => {}
+            _ => {}
         }
     }
     for (name, found) in listed {

@@ -104,3 +104,57 @@ async fn hosts_without_a_server_ever_started_says_so() {
     let error = program(data.path()).arg("hosts").run().await.unwrap_err().to_string();
     assert!(error.contains("mgmt-stub.sqlite3"), "{error}");
 }
+
+#[tokio::test]
+async fn api_prints_json_and_says_in_words_what_is_refused() {
+    let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let api = |words: &[&str]| program(data.path()).arg("api").args(words);
+    let absent = api(&["listZones"]).run().await.unwrap_err().to_string();
+    assert!(absent.contains("cannot reach a server at "), "{absent}");
+
+    let server = serve(data.path(), &out.path().join("log")).await;
+    let zones: serde_json::Value = serde_json::from_slice(&api(&["listZones"]).run().await.unwrap().stdout).unwrap();
+    assert_eq!(zones["zone"][0]["name"], "zone1");
+    let error = api(&["listZones", "page=1"]).run().await.unwrap_err().to_string();
+    assert!(
+        error.contains("(exit status: 1): error: page needs pagesize, too (errorcode 431)"),
+        "{error}"
+    );
+    let error = api(&["listZones", "page"]).run().await.unwrap_err().to_string();
+    assert!(error.contains("write it like name=value"), "{error}");
+
+    let alert = ["generateAlert", "type=14", "name=test", "description=a=b"];
+    let done: serde_json::Value = serde_json::from_slice(&api(&alert).run().await.unwrap().stdout).unwrap();
+    assert_eq!(done, serde_json::json!({ "success": true }));
+    let job = program(data.path())
+        .args(["api", "--no-wait"])
+        .args(alert)
+        .run()
+        .await
+        .unwrap();
+    let job: serde_json::Value = serde_json::from_slice(&job.stdout).unwrap();
+    assert!(job["jobid"].is_string(), "{job}");
+    server.stop(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_new_password_is_printed_and_good_for_the_running_server() {
+    let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let log = out.path().join("log");
+    let server = serve(data.path(), &log).await;
+    let first_start = std::fs::read_to_string(&log).unwrap();
+    assert!(
+        first_start.contains("The administrator has no password yet"),
+        "{first_start}"
+    );
+    let printed = text(&program(data.path()).arg("reset-admin-password").run().await.unwrap());
+    let password = printed.trim();
+    assert_eq!(password.len(), 16, "{printed}");
+    let store = mgmt_stub::store::Store::open_read_only(data.path()).unwrap();
+    let admin = store.administrator().await.unwrap().user;
+    let is_good = mgmt_stub::password::verify(&password.parse().unwrap(), &admin.password_hash.unwrap());
+    assert!(is_good && admin.password_change_required && admin.password_logins_left == Some(1));
+    server.stop(Duration::from_secs(10)).await;
+    let all = std::fs::read_to_string(&log).unwrap();
+    assert!(!all.contains(password), "passwords are in no log");
+}

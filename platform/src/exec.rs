@@ -1,8 +1,9 @@
 //! Running other programs. The only place that does: no shell, always a time limit, and a failure carries the whole
 //! command line and what the program printed.
 //!
-//! A `Cmd` is plain data, so plans hold it and tests compare it. Four ways to run it: `run` wants its output,
-//! `run_inherited` lets a person watch, `spawn` leaves it running, `spawn_detached` also beyond our own end.
+//! A `Cmd` is plain data, so plans hold it and tests compare it. Five ways to run it: `run` wants its output,
+//! `run_inherited` lets a person watch, `spawn` leaves it running, `spawn_detached` also beyond our own end, `pipe` sends
+//! bytes through it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -25,8 +26,10 @@ use tracing::debug;
 use crate::files::{self, FileError};
 
 mod detached;
+mod pipe;
 
 pub use detached::{BadProcess, Detached, Process};
+pub use pipe::Pipe;
 
 /// Long enough for a slow `systemctl` or `mount`, short enough that a peer still waits for our answer.
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30);

@@ -301,6 +301,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_unix_socket_is_served_like_a_port() {
+        struct Address;
+
+        impl Handler for Address {
+            async fn handle(&self, _: Request, peer: Peer) -> Response {
+                answer(StatusCode::OK, "text/plain", peer.address.to_string())
+            }
+        }
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, None, Limits::default(), Arc::new(Address), stop.clone()));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answered = String::new();
+        stream.read_to_string(&mut answered).await.unwrap();
+        assert!(answered.ends_with("\r\n\r\n[::]:0"), "{answered}");
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_head_that_does_not_come_to_an_end_is_not_waited_for() {
         let limits = Limits {
             head: Duration::from_millis(50),

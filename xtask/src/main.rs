@@ -5,8 +5,11 @@
     reason = "xtask talks to a person, between the lines of cargo, which go there, too"
 )]
 
+mod assets;
+mod guest;
 mod steps;
 mod tools;
+mod up;
 
 use std::env;
 use std::process::ExitCode;
@@ -29,6 +32,7 @@ struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
+  cargo xtask up --processes       a zone to look at, on this machine; `cargo xtask down` ends it
   cargo xtask test                 before you push: the same as CI
   cargo xtask lint                 while you work: format and clippy
   cargo test -p protocol           the tests of one crate; no xtask needed
@@ -59,6 +63,18 @@ enum Task {
         #[command(flatten)]
         install: Install,
     },
+    /// What the console page needs and is not ours: noVNC, in target/assets/novnc. Does nothing when it is there.
+    Assets {
+        #[command(flatten)]
+        install: Install,
+    },
+    /// A small guest from Debian packages, in target/assets/guest. Does nothing when it is there.
+    Guest {
+        #[command(flatten)]
+        install: Install,
+    },
+    Up(up::Up),
+    Down(up::Down),
 }
 
 #[tokio::main]
@@ -83,9 +99,30 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
                 steps.run("deny", cargo(&DENY)).await;
                 // System tests run the programs as built, and cargo does not build those of other crates for them.
                 steps.run("build", cargo(&["build", "--workspace"])).await;
+                steps.run("assets", async { assets::novnc().await.map(drop) }).await;
+                steps
+                    .run("guest", async { guest::ensure(install).await.map(drop) })
+                    .await;
                 steps.run("test", all_tests()).await;
             }
         }
+        Task::Assets { install } => {
+            if steps.run("environment", tools::ensure(&[tools::NPM], install)).await {
+                steps.run("assets", async { assets::novnc().await.map(drop) }).await;
+            }
+        }
+        Task::Guest { install } => {
+            if steps
+                .run("environment", tools::ensure(&[tools::QEMU_IMG], install))
+                .await
+            {
+                steps
+                    .run("guest", async { guest::ensure(install).await.map(drop) })
+                    .await;
+            }
+        }
+        Task::Up(arguments) => return up::up(arguments).await,
+        Task::Down(arguments) => return up::down(arguments).await,
         Task::Lint { install } => {
             if steps
                 .run("environment", tools::ensure(&[tools::RUSTFMT, tools::CLIPPY], install))

@@ -63,17 +63,36 @@ pub(crate) const DENY: Tool = Tool {
     why: "checks licences and sources of dependencies (building it takes about three minutes on two cores)",
 };
 
-pub(crate) const ALL: [Tool; 9] = [
-    Tool {
-        sign: Program("cc"),
-        source: Debian("gcc"),
-        why: "compiles the C of ring and SQLite",
-    },
-    Tool {
-        sign: File("/usr/include/stdio.h"),
-        source: Debian("libc6-dev"),
-        why: "is what that C includes",
-    },
+pub(crate) const NPM: Tool = Tool {
+    sign: Program("npm"),
+    source: Debian("npm"),
+    why: "gets noVNC, which draws the console page's screen",
+};
+pub(crate) const QEMU: Tool = Tool {
+    sign: Program("qemu-system-x86_64"),
+    source: Debian("qemu-system-x86"),
+    why: "runs the demo guest",
+};
+pub(crate) const QEMU_IMG: Tool = Tool {
+    sign: Program("qemu-img"),
+    source: Debian("qemu-utils"),
+    why: "makes and checks disk images",
+};
+/// For building our programs.
+pub(crate) const CC: Tool = Tool {
+    sign: Program("cc"),
+    source: Debian("gcc"),
+    why: "compiles the C of ring and SQLite",
+};
+pub(crate) const LIBC: Tool = Tool {
+    sign: File("/usr/include/stdio.h"),
+    source: Debian("libc6-dev"),
+    why: "is what that C includes",
+};
+
+pub(crate) const ALL: [Tool; 13] = [
+    CC,
+    LIBC,
     Tool {
         sign: Program("openssl"),
         source: Debian("openssl"),
@@ -93,6 +112,14 @@ pub(crate) const ALL: [Tool; 9] = [
         sign: File("/usr/share/doc/python3-venv/copyright"),
         source: Debian("python3-venv"),
         why: "runs real clients of the API, in tests",
+    },
+    NPM,
+    QEMU,
+    QEMU_IMG,
+    Tool {
+        sign: Program("cpio"),
+        source: Debian("cpio"),
+        why: "reads the initramfs that we write, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -123,8 +150,7 @@ pub(crate) async fn ensure(tools: &[Tool], install: Install) -> anyhow::Result<(
             names.join(", ")
         );
     }
-    let is_root = Cmd::new("id").arg("-u").run().await?.text().trim() == "0";
-    for step in plan(&missing, is_in_path("rustup"), is_root) {
+    for step in plan(&missing, is_in_path("rustup"), is_root().await?) {
         if let Err(error) = must_succeed(&step.command).await {
             let Some(first) = step.before_retry else {
                 return Err(error);
@@ -138,6 +164,18 @@ pub(crate) async fn ensure(tools: &[Tool], install: Install) -> anyhow::Result<(
         bail!("still missing after installing: {}", still.join(", "));
     }
     Ok(())
+}
+
+/// Fetches apt's lists of packages, if we may.
+pub(crate) async fn update_package_lists(install: Install) -> anyhow::Result<()> {
+    if install.no_install {
+        bail!("apt's lists of packages are missing or old; run `apt-get update`, or run again without --no-install");
+    }
+    must_succeed(&apt_get(is_root().await?).arg("update")).await
+}
+
+async fn is_root() -> anyhow::Result<bool> {
+    Ok(Cmd::new("id").arg("-u").run().await?.text().trim() == "0")
 }
 
 async fn missing(tools: &[Tool]) -> Vec<Tool> {
@@ -259,7 +297,8 @@ mod tests {
         let steps = plan(&ALL, true, true);
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-             gcc libc6-dev openssl default-jdk-headless chromium python3-venv",
+             gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm \
+             qemu-system-x86 qemu-utils cpio",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -74,8 +74,6 @@ settings! {
             "Time (ms) between two looks at the secondary storage VMs.";
         SECSTORAGE_CMD_EXECUTION_TIME_MAX = "secstorage.cmd.execution.time.max" MINUTES, "30",
             "Time (minutes) after which a command does not count as running any more.";
-        MAX_SSVM_COUNT = "max.ssvm.count" Number(1, 1000), "5",
-            "Secondary storage VMs in a zone, at most.";
         SECSTORAGE_VM_AUTO_SCALE_DOWN = "secstorage.vm.auto.scale.down" Flag, "false",
             "Whether further secondary storage VMs are destroyed when they have nothing to do.";
         SYSTEM_VM_AUTO_RESERVE_CAPACITY = "system.vm.auto.reserve.capacity" Flag, "true",

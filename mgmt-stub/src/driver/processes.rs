@@ -115,16 +115,13 @@ impl Processes {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            match self.find(&name)? {
-                Some(process) => {
-                    info!(vm = name, pid = process.pid(), "Found a system VM running");
-                    self.known().insert(name.clone(), Known::On(process.clone()));
-                    self.watch_stranger(name, process);
-                }
-                None => {
-                    let why = self.with_last_words(&name, "ended while the management server was down".into());
-                    self.known().insert(name, Known::Off(why));
-                }
+            if let Some(process) = self.find(&name)? {
+                info!(vm = name, pid = process.pid(), "Found a system VM running");
+                self.known().insert(name.clone(), Known::On(process.clone()));
+                self.watch_stranger(name, process);
+            } else {
+                let why = self.with_last_words(&name, "ended while the management server was down".into());
+                self.known().insert(name, Known::Off(why));
             }
         }
         Ok(())

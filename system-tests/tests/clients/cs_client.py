@@ -27,9 +27,30 @@ value = "a ~b/c=d&e,f[0]*ü"
 tagged = good.createTags(
     resourcetype="Zone", resourceids=zone["id"], tags=[{"key": "color", "value": value}], fetch_result=True
 )
+template = good.registerTemplate(
+    name="cirros",
+    displaytext="CirrOS ~ 1/2",
+    url="http://192.0.2.1/cirros.qcow2",
+    format="QCOW2",
+    hypervisor="KVM",
+    zoneid=zone["id"],
+    ostypeid=good.listOsTypes(description="Other Linux (64-bit)")["ostype"][0]["id"],
+)["template"][0]
+listed = good.listTemplates(templatefilter="self", fetch_list=True)
+deleted = good.deleteTemplate(id=template["id"], zoneid=zone["id"], fetch_result=True)
 print(
     json.dumps(
         {
+            "registered": [template["name"], template["displaytext"], template["isready"], template["zonename"]],
+            "listed": [found["id"] == template["id"] for found in listed],
+            "deleted": deleted,
+            "listed_then": good.listTemplates(templatefilter="self", fetch_list=True),
+            "no_such_template": refused(lambda: good.listTemplates(templatefilter="self", id=template["id"])),
+            "bad_url": refused(
+                lambda: good.registerTemplate(
+                    name="x", url="gopher://x/y", format="QCOW2", hypervisor="KVM", zoneid=zone["id"]
+                )
+            )["errorcode"],
             "zones": [zone["name"] for zone in good.listZones(fetch_list=True)],
             "tagged": tagged,
             "value": good.listZones(id=zone["id"])["zone"][0]["tags"][0]["value"] == value,

@@ -27,9 +27,21 @@ def refused(call):
 good = driver(secret)
 zone = good.list_locations()[0]
 good.ex_create_tags([zone.id], "Zone", {"origin": "libcloud ~ /"})
+good._sync_request(
+    command="registerTemplate",
+    params={
+        "name": "cirros",
+        "displaytext": "CirrOS",
+        "url": "http://192.0.2.1/cirros.qcow2",
+        "format": "QCOW2",
+        "hypervisor": "KVM",
+        "zoneid": zone.id,
+    },
+)
 print(
     json.dumps(
         {
+            "images": [[image.name, image.extra["hypervisor"], image.extra["format"]] for image in good.list_images()],
             "locations": [location.name for location in good.list_locations()],
             "networks": len(good.ex_list_networks()),
             "volumes": len(good.list_volumes()),

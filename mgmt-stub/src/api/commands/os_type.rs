@@ -157,6 +157,11 @@ pub fn find(id: Uuid) -> Option<&'static OsType> {
     ALL.iter().find(|os_type| os_type.id == id)
 }
 
+/// Of whom nobody said what he runs: libcloud expects that every template has an operating system.
+pub fn unknown() -> Uuid {
+    id_of("ostype", "Other (64-bit)")
+}
+
 /// UUID version 5 (RFC 9562 §5.5) in the name space of URLs.
 fn id_of(kind: &str, name: &str) -> Uuid {
     let mut hash = Sha1::new();
@@ -193,4 +198,16 @@ fn list_categories(call: &Call) -> Result<Outcome, ApiError> {
         .map(|(name, _)| json!({ "id": id_of("oscategory", name), "name": name }))
         .collect();
     list::answer(call, "oscategory", rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_the_same_for_ever() {
+        assert_eq!(unknown().to_string(), "3164362e-c511-54d9-b8b2-e894a3cb15be");
+        assert_eq!(find(unknown()).map(|os_type| os_type.name), Some("Other (64-bit)"));
+        assert!(ALL.iter().all(|os_type| os_type.id.get_version_num() == 5));
+    }
 }

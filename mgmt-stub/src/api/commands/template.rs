@@ -366,7 +366,7 @@ fn facts(call: &Call, kind: TemplateKind, zone: &Zone) -> Result<TemplateFacts, 
         checksum: call.text("checksum").map(checksum).transpose()?,
         arch: arch(call)?.unwrap_or_else(|| "x86_64".into()),
         bits,
-        os_type: os_type_id(call)?,
+        os_type: Some(os_type_id(call)?.unwrap_or_else(|| os_type::unknown().to_string())),
         template_tag: call
             .text("templatetag")
             .map(|tag| text(tag, "templatetag", MAX_NAME))

@@ -1,0 +1,650 @@
+//! `cargo xtask up --processes` and `cargo xtask down`: a whole zone on this machine, to look at and to try things with.
+//!
+//! The management server runs with its process driver, so that the system VMs are ordinary programs. What `up` starts
+//! goes on without it; `zone.json` says what that is.
+
+mod api;
+mod progress;
+mod qmp;
+mod source;
+mod state;
+mod vm;
+
+use std::env;
+use std::fmt::Display;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use platform::exec::Cmd;
+use platform::{files, shutdown};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::assets::remove_directory;
+use crate::guest;
+use crate::tools::{self, Install};
+use crate::{assets, must_succeed};
+use api::{Api, text};
+use progress::Progress;
+use source::Source;
+use state::{Running, State};
+
+const DIRECTORY: &str = "target/zone";
+const USER: &str = "admin";
+const GUEST_NAME: &str = "demo-guest";
+const TEMPLATE_NAME: &str = "demo";
+/// The server opens its database and its sockets; a second in a debug build.
+const SERVER_LIMIT: Duration = Duration::from_secs(60);
+/// For the system VMs to be Up.
+const SYSTEM_VMS_LIMIT: Duration = Duration::from_mins(3);
+/// For the template, without any progress.
+const TEMPLATE_LIMIT: Duration = Duration::from_mins(3);
+/// Between two looks at what is not there yet.
+const LOOK: Duration = Duration::from_millis(400);
+/// For a process to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+/// Bytes per second at which the demo template is served: it takes long enough to be watched.
+const PACE: u32 = 8 << 20;
+/// Lines of a failed program's log that are shown.
+const LOG_LINES: usize = 25;
+const LOG_BYTES: u64 = 64 << 20;
+
+/// A zone on this machine: management server, system VMs, a demo guest and a demo template. Prints where to look.
+///
+/// It returns when everything is up and leaves it running; `cargo xtask down` ends it. If it fails or is interrupted it
+/// ends what it has started. While the zone is up it only says what is up, and starts what has ended meanwhile.
+///
+/// The first call installs Debian packages, compiles (some minutes) and makes the guest.
+#[derive(Args)]
+#[command(after_help = UP_EXAMPLES)]
+pub(crate) struct Up {
+    /// System VMs as ordinary programs of this machine. The only way today, so it must be said.
+    #[arg(long, required = true)]
+    processes: bool,
+    /// Stay, and end the zone at Ctrl-C.
+    #[arg(long)]
+    foreground: bool,
+    /// Where the zone keeps its data, logs, and zone.json with what is up.
+    #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
+    dir: PathBuf,
+    /// Cargo's profile for the programs: `release` is quick at work and slow to build, `dev` the other way round.
+    #[arg(long, value_name = "PROFILE", default_value = "release")]
+    profile: String,
+    /// Take the programs as they were built before.
+    #[arg(long)]
+    no_build: bool,
+    /// Web page and API.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    http: SocketAddr,
+    /// Consoles.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6080")]
+    console: SocketAddr,
+    /// Agents of the system VMs.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8250")]
+    agents: SocketAddr,
+    #[command(flatten)]
+    install: Install,
+}
+
+const UP_EXAMPLES: &str = "\
+Examples:
+  cargo xtask up --processes                      then open the printed URL
+  cargo xtask up --processes --profile dev        while you work on the programs
+  cargo xtask up --processes --foreground         for as long as you look
+  cargo xtask up --processes --dir /tmp/b --http 127.0.0.1:8081 --console 127.0.0.1:6090 --agents 127.0.0.1:8251
+                                                  a second zone beside the first";
+
+/// End the zone that `up` started: all its processes. Its data stay for the next `up`.
+#[derive(Args)]
+pub(crate) struct Down {
+    /// Where the zone is.
+    #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
+    dir: PathBuf,
+    /// Also delete the data: templates, database, certificate authority, logs.
+    #[arg(long)]
+    purge: bool,
+}
+
+/// Starts what is not up, and reports.
+pub(crate) async fn up(arguments: Up) -> anyhow::Result<ExitCode> {
+    let stop = shutdown::signal();
+    let foreground = arguments.foreground;
+    let mut zone = Zone::open(arguments)?;
+    let (was_up, mut stop) = (zone.is_up(), std::pin::pin!(stop));
+    let outcome = tokio::select! {
+        outcome = zone.start() => outcome,
+        () = &mut stop => Err(anyhow::anyhow!("interrupted")),
+    };
+    if let Err(error) = outcome {
+        if was_up {
+            eprintln!("\nThe zone was up before and is left as it is.");
+        } else {
+            eprintln!("\nEnding what was started.");
+            zone.end().await.context("ending what was started")?;
+        }
+        return Err(error);
+    }
+    if foreground {
+        eprintln!("\nCtrl-C ends the zone.");
+        stop.await;
+        zone.end().await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends what is up.
+pub(crate) async fn down(arguments: Down) -> anyhow::Result<ExitCode> {
+    let directory = std::path::absolute(&arguments.dir)?;
+    match State::load(&directory)? {
+        Some(state) => end(&directory, &state).await?,
+        None => eprintln!("Nothing is up in {}.", directory.display()),
+    }
+    if arguments.purge {
+        remove_directory(&directory)?;
+        eprintln!("Its data are deleted.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Zone {
+    arguments: Up,
+    /// Absolute, as everything that goes on without us needs it.
+    directory: PathBuf,
+    /// What is up, or is about to be; on disk as soon as a process has been started.
+    state: State,
+    started: Instant,
+}
+
+impl Zone {
+    fn open(arguments: Up) -> anyhow::Result<Self> {
+        let directory = std::path::absolute(&arguments.dir)?;
+        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        // The console's password and the database are for nobody else.
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        let fresh = State {
+            url: format!("http://{}/client/", arguments.http),
+            user: USER.into(),
+            password: None,
+            programs: programs(&arguments.profile)?,
+            data_dir: directory.join("data"),
+            store: directory.join("store"),
+            console: arguments.console.to_string(),
+            server: None,
+            guest: None,
+        };
+        let state = State::load(&directory)?.unwrap_or(fresh);
+        Ok(Self {
+            arguments,
+            directory,
+            state,
+            started: Instant::now(),
+        })
+    }
+
+    fn is_up(&self) -> bool {
+        self.state
+            .server
+            .as_ref()
+            .is_some_and(|server| server.alive().is_some())
+    }
+
+    fn api(&self) -> Api {
+        Api {
+            program: self.state.programs.join("mgmt-stub"),
+            data_dir: self.state.data_dir.clone(),
+        }
+    }
+
+    async fn start(&mut self) -> anyhow::Result<()> {
+        self.step("environment");
+        let needed = [tools::CC, tools::LIBC, tools::NPM, tools::QEMU, tools::QEMU_IMG];
+        tools::ensure(&needed, self.arguments.install).await?;
+
+        if self.is_up() {
+            eprintln!("The zone is up; `cargo xtask down` first if it shall run newly built programs.");
+        } else {
+            self.build().await?;
+        }
+        self.step("console page");
+        let novnc = assets::novnc().await?;
+        self.step("demo guest");
+        let demo = guest::ensure(self.arguments.install).await?;
+
+        self.step("management server");
+        self.start_server(&std::path::absolute(novnc)?).await?;
+        self.step("guest");
+        self.start_guest(&demo).await?;
+        self.step("system VMs");
+        self.system_vms_up().await?;
+        self.step("template");
+        self.template_ready(&demo).await?;
+
+        let table = self.table().await?;
+        eprintln!("\nUp after {:.0} s.\n\n{table}", self.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn step(&self, name: impl Display) {
+        eprintln!("\n==> {name} [{:.1} s]", self.started.elapsed().as_secs_f64());
+    }
+
+    async fn build(&mut self) -> anyhow::Result<()> {
+        self.state.programs = programs(&self.arguments.profile)?;
+        if !self.arguments.no_build {
+            self.step(format_args!("programs, profile {}", self.arguments.profile));
+            if self.arguments.profile == "release" {
+                eprintln!("The first time this takes some minutes; --profile dev is quicker to build.");
+            }
+            let packages = ["-p", "mgmt-stub", "-p", "ssvm", "-p", "console-proxy"];
+            let build = Cmd::new("cargo").args(["build", "--profile", &self.arguments.profile]);
+            must_succeed(&build.args(packages)).await?;
+        }
+        for name in ["mgmt-stub", "ssvm", "console-proxy"] {
+            let program = self.state.programs.join(name);
+            ensure!(
+                program.exists(),
+                "{} is not built; leave out --no-build",
+                program.display()
+            );
+        }
+        Ok(())
+    }
+
+    async fn start_server(&mut self, novnc: &Path) -> anyhow::Result<()> {
+        if self.is_up() {
+            eprintln!("It runs.");
+            return Ok(());
+        }
+        let is_new = !self.state.data_dir.exists();
+        fs::create_dir_all(&self.state.store)?;
+        let log = self.directory.join("mgmt-stub.log");
+        // The old log stays, once: it may say why an earlier zone has ended.
+        let _ = fs::rename(&log, self.directory.join("mgmt-stub.log.old"));
+        let serve = self
+            .api()
+            .mgmt_stub()
+            .args(["serve", "--driver", "processes"])
+            .args(["--http", &self.arguments.http.to_string()])
+            .args(["--listen", &self.arguments.agents.to_string()])
+            .args(["--console-listen", &self.arguments.console.to_string()])
+            .arg("--novnc")
+            .arg(novnc)
+            .arg("--local-store")
+            .arg(&self.state.store);
+        let process = serve.spawn_detached(&log)?.process().clone();
+        self.state.server = Some(Running::new(&process, log.clone()));
+        self.state.save(&self.directory)?;
+
+        let api = self.api();
+        let waited = Instant::now();
+        while let Err(error) = api.call("listZones", &[]).await {
+            ensure!(process.is_alive(), "mgmt-stub has ended; {}", end_of(&log)?);
+            ensure!(
+                waited.elapsed() < SERVER_LIMIT,
+                "mgmt-stub does not answer: {error:#}; {}",
+                end_of(&log)?
+            );
+            sleep(LOOK).await;
+        }
+        if is_new {
+            let reset = api.mgmt_stub().arg("reset-admin-password").run().await?;
+            self.state.password = Some(reset.text().trim().to_owned());
+            self.state.save(&self.directory)?;
+        }
+        // What `up` itself serves is on loopback, where an SSVM does not go unless it is allowed to.
+        let setting = "secstorage.allowed.internal.sites";
+        let found = api
+            .list("listConfigurations", "configuration", &[("name", setting)])
+            .await?;
+        if found.first().is_none_or(|setting| text(setting, "value").is_empty()) {
+            let allow = [("name", setting), ("value", "127.0.0.0/8")];
+            api.call("updateConfiguration", &allow).await?;
+        }
+        eprintln!(
+            "It serves {} (process {}, log {})",
+            self.state.url,
+            process.pid(),
+            log.display()
+        );
+        Ok(())
+    }
+
+    async fn start_guest(&mut self, demo: &guest::Guest) -> anyhow::Result<()> {
+        let directory = self.directory.join("guest");
+        let running = self.state.guest.take().filter(|guest| guest.process.alive().is_some());
+        if running.as_ref().is_some_and(|guest| guest.id.is_some()) {
+            eprintln!("It runs.");
+            self.state.guest = running;
+            return Ok(());
+        }
+        let mut guest = match running {
+            Some(guest) => guest,
+            None => vm::start(demo, &directory)?,
+        };
+        self.state.guest = Some(guest.clone());
+        self.state.save(&self.directory)?;
+
+        let port = vm::vnc_port(&guest).await?.to_string();
+        let api = self.api();
+        let known = api
+            .list("listVirtualMachines", "virtualmachine", &[("listall", "true")])
+            .await?;
+        for old in known.iter().filter(|vm| text(vm, "name") == GUEST_NAME) {
+            // Its port and password were those of an earlier process.
+            api.call("unregisterExternalVirtualMachine", &[("id", text(old, "id"))])
+                .await?;
+        }
+        let zone = zone_id(&api).await?;
+        let parameters = [
+            ("zoneid", zone.as_str()),
+            ("name", GUEST_NAME),
+            ("displayname", "Demo guest"),
+            ("vncaddress", "127.0.0.1"),
+            ("vncport", &port),
+        ];
+        let password = vm::password_file(&directory);
+        let answer = api
+            .call_with_secret(
+                "registerExternalVirtualMachine",
+                &parameters,
+                ("vncpassword", &password),
+            )
+            .await?;
+        guest.id = Some(text(&answer["virtualmachine"], "id").to_owned());
+        eprintln!("It boots (process {}, VNC on 127.0.0.1:{port}).", guest.process.pid);
+        self.state.guest = Some(guest);
+        self.state.save(&self.directory)
+    }
+
+    async fn system_vms_up(&self) -> anyhow::Result<()> {
+        let api = self.api();
+        let waited = Instant::now();
+        let mut shown = Vec::new();
+        loop {
+            let vms = api.list("listSystemVms", "systemvm", &[]).await?;
+            let lines: Vec<String> = vms.iter().map(system_vm_line).collect();
+            for line in lines.iter().filter(|line| !shown.contains(*line)) {
+                eprintln!("{line}");
+            }
+            shown = lines;
+            let is_up = |kind: &str| vms.iter().any(|vm| text(vm, "systemvmtype") == kind && is_up(vm));
+            if is_up("secondarystoragevm") && is_up("consoleproxy") {
+                return Ok(());
+            }
+            self.check_server()?;
+            if waited.elapsed() > SYSTEM_VMS_LIMIT {
+                bail!(
+                    "the system VMs are not Up after {SYSTEM_VMS_LIMIT:?}:\n{}\ntheir logs are in {}; {}",
+                    shown.join("\n"),
+                    self.state.data_dir.join("vms").display(),
+                    self.server_log()?
+                );
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn template_ready(&self, demo: &guest::Guest) -> anyhow::Result<()> {
+        let api = self.api();
+        // The server that it comes from ends with us: one that has not come whole is registered anew.
+        let known = templates(&api).await?;
+        for old in known.iter().filter(|template| text(template, "name") == TEMPLATE_NAME) {
+            if old["isready"] == true {
+                eprintln!("{TEMPLATE_NAME} is ready.");
+                return Ok(());
+            }
+            api.call("deleteTemplate", &[("id", text(old, "id"))]).await?;
+        }
+        let source = Source::start(&demo.disk, PACE).await?;
+        let (url, zone) = (source.url(), zone_id(&api).await?);
+        let checksum = format!("{{SHA-256}}{}", source.sha256);
+        let parameters = [
+            ("name", TEMPLATE_NAME),
+            ("displaytext", "Demo: a small Linux that boots from this disk"),
+            ("format", "QCOW2"),
+            ("hypervisor", "KVM"),
+            ("url", &url),
+            ("checksum", &checksum),
+            ("zoneid", &zone),
+        ];
+        api.call("registerTemplate", &parameters).await?;
+        eprintln!("{TEMPLATE_NAME} comes from {url}, at {} MiB/s at most", PACE >> 20);
+
+        let mut progress = Progress::new();
+        let (mut last, mut moved) = (Value::Null, Instant::now());
+        loop {
+            let found = templates(&api)
+                .await?
+                .into_iter()
+                .find(|found| text(found, "name") == TEMPLATE_NAME);
+            let template = found.context("the template was deleted")?;
+            if template["isready"] == true {
+                progress.finish(&template);
+                return Ok(());
+            }
+            progress.show(&template);
+            if template["downloadbytes"] != last {
+                (last, moved) = (template["downloadbytes"].clone(), Instant::now());
+            }
+            self.check_server()?;
+            ensure!(
+                moved.elapsed() < TEMPLATE_LIMIT,
+                "the template does not come any further: {}; {}",
+                text(&template, "status"),
+                self.server_log()?
+            );
+            sleep(LOOK).await;
+        }
+    }
+
+    fn check_server(&self) -> anyhow::Result<()> {
+        ensure!(self.is_up(), "mgmt-stub has ended; {}", self.server_log()?);
+        Ok(())
+    }
+
+    fn server_log(&self) -> anyhow::Result<String> {
+        match &self.state.server {
+            Some(server) => end_of(&server.log),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// What is up, and how to look at it.
+    async fn table(&self) -> anyhow::Result<String> {
+        let api = self.api();
+        let mut rows = Vec::new();
+        for vm in api.list("listSystemVms", "systemvm", &[]).await? {
+            let kind = match text(&vm, "systemvmtype") {
+                "consoleproxy" => "console proxy",
+                _ => "secondary storage VM",
+            };
+            rows.push([kind.into(), text(&vm, "name").into(), state_of(&vm)]);
+        }
+        for vm in api
+            .list("listVirtualMachines", "virtualmachine", &[("listall", "true")])
+            .await?
+        {
+            rows.push(["guest".into(), text(&vm, "name").into(), text(&vm, "state").into()]);
+        }
+        for template in templates(&api).await? {
+            let state = if template["isready"] == true {
+                "Ready"
+            } else {
+                text(&template, "status")
+            };
+            rows.push(["template".into(), text(&template, "name").into(), state.into()]);
+        }
+        let password = match &self.state.password {
+            Some(password) => format!("{password}  (good for one login; the page then asks for another)"),
+            None => format!(
+                "the one you chose; `{} --data-dir {} reset-admin-password` makes a new one",
+                api.program.display(),
+                api.data_dir.display()
+            ),
+        };
+        let State { url, user, console, .. } = &self.state;
+        Ok(format!(
+            "{}\nPage      {url}\nUser      {user}\nPassword  {password}\nConsole   the button beside {GUEST_NAME} on the \
+             page; consoles are on {console}\nState     {}\nEnd it    cargo xtask down{}\n",
+            columns(&rows),
+            self.directory.join("zone.json").display(),
+            if self.arguments.dir == Path::new(DIRECTORY) {
+                String::new()
+            } else {
+                format!(" --dir {}", self.arguments.dir.display())
+            }
+        ))
+    }
+
+    async fn end(&self) -> anyhow::Result<()> {
+        end(&self.directory, &self.state).await
+    }
+}
+
+/// Where cargo puts the programs of a profile.
+fn programs(profile: &str) -> anyhow::Result<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let directory = if profile == "dev" { "debug" } else { profile };
+    Ok(std::path::absolute(target.join(directory))?)
+}
+
+/// Ends all processes of a zone. Carries on when one does not end, and tells at the end.
+async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
+    let mut left = Vec::new();
+    // First the server, or it would start again what is ended next.
+    if let Some(process) = state.server.as_ref().and_then(Running::alive) {
+        eprintln!("Ending the management server (process {})", process.pid());
+        if !process.stop(GRACE).await {
+            left.push(format!("mgmt-stub (process {})", process.pid()));
+        }
+    }
+    if state.server.is_some() {
+        eprintln!("Ending the system VMs");
+        let stop = Cmd::new(state.programs.join("mgmt-stub"))
+            .arg("--data-dir")
+            .arg(&state.data_dir)
+            .arg("stop-system-vms");
+        if let Err(error) = stop.run().await {
+            left.push(format!("the system VMs: {error}"));
+        }
+    }
+    if let Some(process) = state.guest.as_ref().and_then(|guest| guest.process.alive()) {
+        eprintln!("Ending the guest (process {})", process.pid());
+        if !process.stop(GRACE).await {
+            left.push(format!("QEMU (process {})", process.pid()));
+        }
+    }
+    ensure!(left.is_empty(), "not ended: {}", left.join("; "));
+    State::forget(directory)?;
+    eprintln!("All is down. The data are in {}.", directory.display());
+    Ok(())
+}
+
+async fn zone_id(api: &Api) -> anyhow::Result<String> {
+    let zones = api.list("listZones", "zone", &[]).await?;
+    let zone = zones.first().context("the management server has no zone")?;
+    Ok(text(zone, "id").to_owned())
+}
+
+async fn templates(api: &Api) -> anyhow::Result<Vec<Value>> {
+    api.list("listTemplates", "template", &[("templatefilter", "all")])
+        .await
+}
+
+fn is_up(vm: &Value) -> bool {
+    text(vm, "state") == "Running" && text(vm, "agentstate") == "Up"
+}
+
+fn system_vm_line(vm: &Value) -> String {
+    format!("{}: {}", text(vm, "name"), state_of(vm))
+}
+
+/// State, agent, and the reason if it is not Up.
+fn state_of(vm: &Value) -> String {
+    let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
+    let mut words = state.to_owned();
+    if !agent.is_empty() {
+        words += &format!(", agent {agent}");
+    }
+    if !is_up(vm) && !reason.is_empty() {
+        words += &format!(": {reason}");
+    }
+    words
+}
+
+/// Cells one below the other.
+fn columns(rows: &[[String; 3]]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let (first, second) = (width(0), width(1));
+    rows.iter()
+        .map(|[kind, name, state]| format!("{kind:first$}  {name:second$}  {state}\n"))
+        .collect()
+}
+
+/// The end of a program's log, for the error that says it failed.
+fn end_of(log: &Path) -> anyhow::Result<String> {
+    let bytes = files::read_limited(log, LOG_BYTES)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+    Ok(format!("the end of {}:\n{end}", log.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_system_vm_that_is_not_up_says_why() {
+        let down = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Disconnected", "reason": "no ping"});
+        assert_eq!(system_vm_line(&down), "s-1-VM: Running, agent Disconnected: no ping");
+        let up = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Up", "reason": "Up"});
+        assert_eq!(system_vm_line(&up), "s-1-VM: Running, agent Up");
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let rows = [
+            ["guest".into(), "demo-guest".into(), "Running".into()],
+            ["template".into(), "demo".into(), "Ready".into()],
+        ];
+        assert_eq!(
+            columns(&rows),
+            "guest     demo-guest  Running\ntemplate  demo        Ready\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn down_where_nothing_is_up_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let nothing = Down {
+            dir: directory.path().join("zone"),
+            purge: true,
+        };
+        assert_eq!(down(nothing).await.unwrap(), ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn only_the_end_of_a_log_is_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let text: String = (1..=100).map(|line| format!("{line}\n")).collect();
+        let _ = files::replace(&log, text, 0o600).unwrap();
+        let end = end_of(&log).unwrap();
+        assert!(end.ends_with("\n99\n100"), "{end}");
+        assert_eq!(end.lines().count(), 1 + LOG_LINES);
+    }
+}
