@@ -34,8 +34,6 @@ Examples:
   cargo run --release -p bench -- codec                  messages per second, without a network
   cargo run --release -p bench -- console                consoles, beside websockify
   cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
-  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
-  cargo run --release -p bench -- console                consoles, beside websockify
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -48,7 +46,6 @@ enum Measurement {
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
     ConsoleProxyOnly(console::ServeArgs),
-    Ssvm(ssvm::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,9 +69,6 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
         Measurement::Ssvm(args) => ssvm::measure(&args)?,
-        Measurement::Ssvm(args) => ssvm::measure(&args)?,
-        Measurement::Console(args) => console::measure(&args)?,
-        Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
     };
     std::io::stdout()
         .lock()
