@@ -66,13 +66,23 @@ pub async fn delete(stores: &Stores, jobs: &Jobs, command: &DeleteCommand) -> An
 fn read(command: &DeleteCommand) -> Result<(StoreRef, Target), Box<Answer>> {
     let failure = |text: String| Box::new(Answer::failure(text));
     let (kind, id, text, store, checkpoint) = match &command.data {
-        Some(DataTO::Template(template)) => {
-            ("Template", template.id, &template.path, &template.image_data_store, None)
-        }
+        Some(DataTO::Template(template)) => (
+            "Template",
+            template.id,
+            &template.path,
+            &template.image_data_store,
+            None,
+        ),
         Some(DataTO::Volume(volume)) => ("Volume", volume.id, &volume.path, &volume.data_store, None),
         Some(DataTO::Snapshot(snapshot)) => {
             let checkpoint = snapshot.checkpoint_path.as_deref();
-            ("Snapshot", snapshot.id, &snapshot.path, &snapshot.data_store, checkpoint)
+            (
+                "Snapshot",
+                snapshot.id,
+                &snapshot.path,
+                &snapshot.data_store,
+                checkpoint,
+            )
         }
         None => return Err(failure("the command names no object".into())),
     };
@@ -195,9 +205,10 @@ fn remove_image(root: &Path, kind: &str, id: i64, path: &StorePath, shown: &str)
         },
     };
     let Some((path, directory)) = directory else {
-        let holder = match file_name(path) == id.to_string() {
-            true => file_name(path).to_owned(),
-            false => parent_of(path).map_or_else(String::new, |parent| file_name(&parent).to_owned()),
+        let holder = if file_name(path) == id.to_string() {
+            file_name(path).to_owned()
+        } else {
+            parent_of(path).map_or_else(String::new, |parent| file_name(&parent).to_owned())
         };
         return Ok(Some(format!(
             "{} parent directory {holder} doesn't exist",
@@ -389,9 +400,10 @@ mod tests {
                 found.insert(at.strip_prefix(root).unwrap().display().to_string());
             }
             for path in entries {
-                match path.is_dir() {
-                    true => walk(&path, root, found),
-                    false => drop(found.insert(path.strip_prefix(root).unwrap().display().to_string())),
+                if path.is_dir() {
+                    walk(&path, root, found);
+                } else {
+                    found.insert(path.strip_prefix(root).unwrap().display().to_string());
                 }
             }
         }
@@ -479,7 +491,11 @@ mod tests {
                 assert_eq!(found, left.iter().cloned().collect(), "{}", case.name);
             } else if !expected && case.name != "other directory inside" {
                 let found = leaves(store.path());
-                assert!(case.tree.iter().all(|file| found.contains(file)), "{}: {found:?}", case.name);
+                assert!(
+                    case.tree.iter().all(|file| found.contains(file)),
+                    "{}: {found:?}",
+                    case.name
+                );
             }
         }
     }

@@ -11,9 +11,17 @@ fn every_format_of_qemu_is_known_by_its_content_and_only_as_itself() {
     let made = [
         (Qcow2, "qcow2", shop.convert("qcow2", "")),
         (Qcow2, "qcow2", shop.convert("qcow2", "compat=0.10")),
-        (Qcow2, "qcow2", shop.convert("qcow2", "compression_type=zstd,cluster_size=2M")),
+        (
+            Qcow2,
+            "qcow2",
+            shop.convert("qcow2", "compression_type=zstd,cluster_size=2M"),
+        ),
         (Qcow2, "qcow2", shop.create("qcow2", "cluster_size=512", "20M")),
-        (Qcow2, "qcow2", shop.create("qcow2", "preallocation=metadata,lazy_refcounts=on", "1G")),
+        (
+            Qcow2,
+            "qcow2",
+            shop.create("qcow2", "preallocation=metadata,lazy_refcounts=on", "1G"),
+        ),
         (Vhd, "vpc", shop.convert("vpc", "")),
         (Vhd, "vpc", shop.convert("vpc", "subformat=fixed")),
         (Vhd, "vpc", shop.create("vpc", "force_size=on", "10M")),
@@ -25,11 +33,18 @@ fn every_format_of_qemu_is_known_by_its_content_and_only_as_itself() {
     ];
     for (format, name, path) in &made {
         let found = judged(path, *format).unwrap_or_else(|refusal| panic!("{format:?} {path:?}: {refusal}"));
-        assert_eq!((found.format, found.virtual_size), (*format, virtual_size(path, name)), "{path:?}");
+        assert_eq!(
+            (found.format, found.virtual_size),
+            (*format, virtual_size(path, name)),
+            "{path:?}"
+        );
         assert_eq!(found.warnings, Vec::<&str>::new());
         for other in ALL.iter().filter(|other| *other != format) {
             let refusal = judged(path, *other).unwrap_err();
-            assert!(matches!(refusal, Refusal::Mismatch(_)), "{path:?} as {other:?}: {refusal}");
+            assert!(
+                matches!(refusal, Refusal::Mismatch(_)),
+                "{path:?} as {other:?}: {refusal}"
+            );
         }
     }
 }
@@ -49,7 +64,10 @@ fn formats_that_nothing_here_can_use_are_refused_by_name() {
         }
     }
     assert!(refused(&made[0].0, Vdi).starts_with("images of format Vdi cannot be used"));
-    assert_eq!(refused(&made[3].0, Qcow2), "not a valid QCOW2: its version is 1; only 2 and 3 are known");
+    assert_eq!(
+        refused(&made[3].0, Qcow2),
+        "not a valid QCOW2: its version is 1; only 2 and 3 are known"
+    );
 }
 
 #[test]
@@ -59,16 +77,33 @@ fn luks_is_for_those_who_allow_it() {
     let secret = "secret,id=s,data=only-a-test";
     let size_and_speed = "key-secret=s,iter-time=10";
     let made = path.to_str().unwrap();
-    let args = ["create", "-q", "-f", "luks", "--object", secret, "-o", size_and_speed, made, "1M"];
+    let args = [
+        "create",
+        "-q",
+        "-f",
+        "luks",
+        "--object",
+        secret,
+        "-o",
+        size_and_speed,
+        made,
+        "1M",
+    ];
     // It measures how fast this machine is, and gives up when the clock shows nothing, as it may on a busy one.
-    assert!((0..20).any(|_| try_run("qemu-img", &args).is_ok()), "qemu-img makes no LUKS container");
+    assert!(
+        (0..20).any(|_| try_run("qemu-img", &args).is_ok()),
+        "qemu-img makes no LUKS container"
+    );
     assert_eq!(refused(&path, Raw), "found a LUKS encrypted volume");
     let allowed = Limits {
         allow_luks: true,
         ..Limits::default()
     };
     let file = File::open(&path).unwrap();
-    assert_eq!(judge(&file, Raw, &allowed).unwrap().virtual_size, file.metadata().unwrap().len());
+    assert_eq!(
+        judge(&file, Raw, &allowed).unwrap().virtual_size,
+        file.metadata().unwrap().len()
+    );
 }
 
 #[test]
@@ -113,9 +148,18 @@ fn what_is_no_image_is_called_by_its_name() {
             b"\n <!DOCTYPE html><html>404</html>",
             "found a web page (HTML or XML), not an image; give the address of the file itself",
         ),
-        (b"<HTML>", "found a web page (HTML or XML), not an image; give the address of the file itself"),
-        (b"404 page not found\n", "found text, not an image; check what the URL gives"),
-        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "found gzip compressed data; end the file's name in its compression, such as .gz"),
+        (
+            b"<HTML>",
+            "found a web page (HTML or XML), not an image; give the address of the file itself",
+        ),
+        (
+            b"404 page not found\n",
+            "found text, not an image; check what the URL gives",
+        ),
+        (
+            b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
+            "found gzip compressed data; end the file's name in its compression, such as .gz",
+        ),
         (b"\x01\x02\x03", "found data of no known image format (raw?)"),
         (b"", "the file is empty; check what the URL gives"),
     ];
@@ -126,19 +170,30 @@ fn what_is_no_image_is_called_by_its_name() {
             assert_eq!(refused(&path, format), text);
         }
     }
-    File::create(&path).unwrap().write_all_at(b"<!doctype html>", 0).unwrap();
+    File::create(&path)
+        .unwrap()
+        .write_all_at(b"<!doctype html>", 0)
+        .unwrap();
     assert!(refused(&path, Raw).starts_with("found a web page"));
 }
 
 #[test]
 fn a_large_image_is_judged_in_milliseconds() {
     let shop = Workshop::new();
-    let made = [(Raw, shop.at("a.raw")), (Qcow2, shop.create("qcow2", "", "40T")), (Vhdx, shop.create("vhdx", "", "1T"))];
+    let made = [
+        (Raw, shop.at("a.raw")),
+        (Qcow2, shop.create("qcow2", "", "40T")),
+        (Vhdx, shop.create("vhdx", "", "1T")),
+    ];
     File::create(&made[0].1).unwrap().set_len(1 << 40).unwrap();
     for (format, path) in &made {
         let started = Instant::now();
         judged(path, *format).unwrap();
-        assert!(started.elapsed() < Duration::from_millis(500), "{format:?}: {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_millis(500),
+            "{format:?}: {:?}",
+            started.elapsed()
+        );
     }
 }
 
@@ -149,7 +204,13 @@ fn an_operator_limits_the_virtual_size() {
         max_virtual_size: 1 << 20,
         ..Limits::default()
     };
-    for (format, name) in [(Qcow2, "qcow2"), (Vhd, "vpc"), (Vhdx, "vhdx"), (Vmdk, "vmdk"), (Raw, "raw")] {
+    for (format, name) in [
+        (Qcow2, "qcow2"),
+        (Vhd, "vpc"),
+        (Vhdx, "vhdx"),
+        (Vmdk, "vmdk"),
+        (Raw, "raw"),
+    ] {
         let file = File::open(shop.convert(name, "")).unwrap();
         let text = judge(&file, format, &limits).unwrap_err().to_string();
         assert!(text.contains("at most 1048576 are allowed"), "{text}");

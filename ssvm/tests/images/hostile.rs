@@ -6,7 +6,22 @@ fn a_qcow2_that_needs_another_file_is_refused() {
     let shop = Workshop::new();
     let path = shop.at("a.qcow2");
     let name = path.to_str().unwrap();
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", name, "1M"]);
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-u",
+            "-b",
+            "/etc/passwd",
+            "-F",
+            "raw",
+            name,
+            "1M",
+        ],
+    );
     let text = "not a valid QCOW2: it has a backing file; make it whole with `qemu-img convert -O qcow2`";
     assert_eq!(refused(&path, Qcow2), text);
     // Without its place and length, the format of the backing file still tells.
@@ -30,7 +45,12 @@ fn encrypted_and_extended_qcow2_are_for_those_who_allow_them() {
     let options = "encrypt.format=aes,encrypt.key-secret=s";
     let secret = "secret,id=s,data=only-a-test";
     let name = path.to_str().unwrap();
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "--object", secret, "-o", options, name, "1M"]);
+    run(
+        "qemu-img",
+        &[
+            "create", "-q", "-f", "qcow2", "--object", secret, "-o", options, name, "1M",
+        ],
+    );
     assert!(refused(&path, Qcow2).contains("it is encrypted"));
     let extended = shop.create("qcow2", "extended_l2=on,cluster_size=128k", "1G");
     assert!(refused(&extended, Qcow2).contains("it has extended L2 entries"));
@@ -40,7 +60,10 @@ fn encrypted_and_extended_qcow2_are_for_those_who_allow_them() {
         ..Limits::default()
     };
     for (path, size) in [(path, 1 << 20), (extended, 1 << 30)] {
-        assert_eq!(judge(&File::open(path).unwrap(), Qcow2, &all).unwrap().virtual_size, size);
+        assert_eq!(
+            judge(&File::open(path).unwrap(), Qcow2, &all).unwrap().virtual_size,
+            size
+        );
     }
 }
 
@@ -50,7 +73,10 @@ fn an_internal_snapshot_is_told() {
     let path = shop.convert("qcow2", "");
     run("qemu-img", &["snapshot", "-q", "-c", "one", path.to_str().unwrap()]);
     let warnings = judged(&path, Qcow2).unwrap().warnings;
-    assert_eq!(warnings, ["the image has internal snapshots, which nothing here can reach"]);
+    assert_eq!(
+        warnings,
+        ["the image has internal snapshots, which nothing here can reach"]
+    );
 }
 
 #[test]
@@ -61,8 +87,15 @@ fn a_vmdk_that_names_another_file_is_refused() {
         let original = fs::read(&path).unwrap();
         let text = String::from_utf8_lossy(&original[512..]).into_owned();
         let extent = text.lines().find(|line| line.starts_with("RW ")).unwrap().to_owned();
-        let at = original.windows(extent.len()).position(|part| part == extent.as_bytes()).unwrap();
-        let hostile = ["RW 6144 SPARSE \"/etc/group\"", "RW 6144 FLAT \"group\" 0", "RW 6144 SPARSE \"..\\x\""];
+        let at = original
+            .windows(extent.len())
+            .position(|part| part == extent.as_bytes())
+            .unwrap();
+        let hostile = [
+            "RW 6144 SPARSE \"/etc/group\"",
+            "RW 6144 FLAT \"group\" 0",
+            "RW 6144 SPARSE \"..\\x\"",
+        ];
         for line in hostile {
             let mut bytes = original.clone();
             let line = format!("{line:<width$}", width = extent.len());
@@ -70,18 +103,28 @@ fn a_vmdk_that_names_another_file_is_refused() {
             bytes.splice(at..at + extent.len(), line.bytes());
             let path = shop.at("hostile.vmdk");
             platform::files::replace(&path, &bytes, 0o600).map(drop).unwrap();
-            assert!(refused(&path, Vmdk).contains("an extent that is not allowed"), "{}", refused(&path, Vmdk));
+            assert!(
+                refused(&path, Vmdk).contains("an extent that is not allowed"),
+                "{}",
+                refused(&path, Vmdk)
+            );
         }
         let replace = |from: &str, to: &str| {
             assert_eq!(from.len(), to.len());
-            let at = original.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+            let at = original
+                .windows(from.len())
+                .position(|part| part == from.as_bytes())
+                .unwrap();
             let mut bytes = original.clone();
             bytes.splice(at..at + from.len(), to.bytes());
             let path = shop.at("hostile.vmdk");
             platform::files::replace(&path, &bytes, 0o600).map(drop).unwrap();
             refused(&path, Vmdk)
         };
-        assert_eq!(replace("parentCID=ffffffff", "parentCID=0badc0de"), "it has a parent disk; merge it into one file");
+        assert_eq!(
+            replace("parentCID=ffffffff", "parentCID=0badc0de"),
+            "it has a parent disk; merge it into one file"
+        );
         assert!(replace("parentCID=ffffffff", "changeTrackPath=\"/").contains("a key that is not allowed"));
         assert!(replace("RW 6144", "RW 9999").contains("its header says 6144 sectors and its descriptor 9999"));
     }
@@ -114,9 +157,18 @@ fn a_footer_that_says_something_else_is_refused() {
 fn flat_and_split_vmdks_are_refused() {
     let shop = Workshop::new();
     let text = "found a VMDK text descriptor without the data it describes";
-    assert_eq!(refused(&shop.create("vmdk", "subformat=monolithicFlat", "1M"), Vmdk), text);
-    assert_eq!(refused(&shop.create("vmdk", "subformat=twoGbMaxExtentSparse", "1M"), Vmdk), text);
-    assert_eq!(refused(&shop.create("vmdk", "subformat=monolithicFlat", "1M"), Raw), text);
+    assert_eq!(
+        refused(&shop.create("vmdk", "subformat=monolithicFlat", "1M"), Vmdk),
+        text
+    );
+    assert_eq!(
+        refused(&shop.create("vmdk", "subformat=twoGbMaxExtentSparse", "1M"), Vmdk),
+        text
+    );
+    assert_eq!(
+        refused(&shop.create("vmdk", "subformat=monolithicFlat", "1M"), Raw),
+        text
+    );
 }
 
 #[test]
@@ -149,7 +201,10 @@ fn a_differencing_vhdx_is_refused() {
     let table = bytes.windows(8).position(|part| part == b"metadata").unwrap();
     let offset = u32::from_le_bytes(bytes[entry + 16..entry + 20].try_into().unwrap());
     patch(&path, u64::try_from(table).unwrap() + u64::from(offset) + 4, &[2]);
-    assert_eq!(refused(&path, Vhdx), "it is a differencing VHDX, which needs its parent; merge it into one file");
+    assert_eq!(
+        refused(&path, Vhdx),
+        "it is a differencing VHDX, which needs its parent; merge it into one file"
+    );
     let path = shop.convert("vhdx", "");
     for header in [64 << 10, 128 << 10] {
         patch(&path, header + 48, &[1]); // a log that is still to be applied
@@ -164,7 +219,10 @@ fn what_is_two_formats_at_once_is_neither() {
     patch(&path, 32769, b"CD001");
     let text = "found a QCOW2 disk image that is also an ISO 9660 or UDF image";
     assert_eq!(refused(&path, Qcow2), text);
-    assert_eq!(refused(&path, Iso), "found an ISO 9660 or UDF image that is also a QCOW2 disk image");
+    assert_eq!(
+        refused(&path, Iso),
+        "found an ISO 9660 or UDF image that is also a QCOW2 disk image"
+    );
     assert_eq!(refused(&path, Raw), text);
 
     let path = shop.convert("qcow2", "");

@@ -43,7 +43,10 @@ impl Workshop {
 
     /// `qemu-img create` with options.
     fn create(&self, format: &str, options: &str, size: &str) -> PathBuf {
-        let path = self.at(&format!("{format}-{}.img", fs::read_dir(self.0.path()).unwrap().count()));
+        let path = self.at(&format!(
+            "{format}-{}.img",
+            fs::read_dir(self.0.path()).unwrap().count()
+        ));
         let mut args = vec!["create", "-q", "-f", format];
         if !options.is_empty() {
             args.extend(["-o", options]);
@@ -59,7 +62,10 @@ impl Workshop {
         let file = File::create(&raw).unwrap();
         file.set_len(3 << 20).unwrap();
         file.write_all_at(&[0xa5; 70_000], 1 << 20).unwrap();
-        let path = self.at(&format!("{format}-{}.img", fs::read_dir(self.0.path()).unwrap().count()));
+        let path = self.at(&format!(
+            "{format}-{}.img",
+            fs::read_dir(self.0.path()).unwrap().count()
+        ));
         let mut args = vec!["convert", "-q", "-f", "raw", "-O", format];
         if !options.is_empty() {
             args.extend(["-o", options]);
@@ -80,8 +86,13 @@ fn refused(path: &Path, format: ImageFormat) -> String {
 
 /// What QEMU says a guest would see.
 fn virtual_size(path: &Path, format: &str) -> u64 {
-    let text = run("qemu-img", &["info", "--output=json", "-f", format, path.to_str().unwrap()]);
-    serde_json::from_str::<Value>(&text).unwrap()["virtual-size"].as_u64().unwrap()
+    let text = run(
+        "qemu-img",
+        &["info", "--output=json", "-f", format, path.to_str().unwrap()],
+    );
+    serde_json::from_str::<Value>(&text).unwrap()["virtual-size"]
+        .as_u64()
+        .unwrap()
 }
 
 fn patch(path: &Path, at: u64, bytes: &[u8]) {

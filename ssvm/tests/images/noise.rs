@@ -10,10 +10,15 @@ const ALL: [ImageFormat; 8] = [Qcow2, Vhd, Vhdx, Vmdk, Iso, Ova, Tar, Raw];
 /// Headers are in the first 320 KiB of all these, or in the last 2 KiB.
 static REAL: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let shop = Workshop::new();
-    let mut images: Vec<_> = [("qcow2", ""), ("vpc", ""), ("vpc", "subformat=fixed"), ("vmdk", "subformat=streamOptimized")]
-        .into_iter()
-        .map(|(format, options)| fs::read(shop.convert(format, options)).unwrap())
-        .collect();
+    let mut images: Vec<_> = [
+        ("qcow2", ""),
+        ("vpc", ""),
+        ("vpc", "subformat=fixed"),
+        ("vmdk", "subformat=streamOptimized"),
+    ]
+    .into_iter()
+    .map(|(format, options)| fs::read(shop.convert(format, options)).unwrap())
+    .collect();
     let vhdx = fs::read(shop.create("vhdx", "", "1M")).unwrap();
     images.push(vhdx[..(3 << 20).min(vhdx.len())].to_vec());
     images

@@ -7,7 +7,10 @@ fn load(name: &str) -> Value {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 #[test]
@@ -30,7 +33,10 @@ fn qcow2_headers_get_the_verdicts_of_the_vectors() {
                 assert_eq!(found.virtual_size, size, "{name}");
                 assert_eq!(found.warnings.is_empty(), !required.contains("warning"), "{name}");
             }
-            _ => assert!(matches!(found, Err(Refusal::BadQcow2(_) | Refusal::Mismatch(_))), "{name}: {found:?}"),
+            _ => assert!(
+                matches!(found, Err(Refusal::BadQcow2(_) | Refusal::Mismatch(_))),
+                "{name}: {found:?}"
+            ),
         }
     }
 }
@@ -60,7 +66,8 @@ fn vhd_sizes_are_those_of_the_vectors() {
             let footer = footer(case["first_64_hex"].as_str().unwrap());
             file.write_all_at(&real, 0).unwrap();
             file.write_all_at(&footer, 0).unwrap();
-            file.write_all_at(&footer, u64::try_from(real.len() - 512).unwrap()).unwrap();
+            file.write_all_at(&footer, u64::try_from(real.len() - 512).unwrap())
+                .unwrap();
         }
         let found = judge(&file, Vhd, &Limits::default()).map(|found| found.virtual_size);
         assert_eq!(found.ok(), wanted, "{}", case["name"]);
@@ -80,8 +87,10 @@ fn vmdk_verdicts_are_those_of_the_vectors() {
         let line = case["descriptor_line"].as_str().unwrap();
         let descriptor = format!("version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"streamOptimized\"\n{line}\n");
         file.set_len(64 << 10).unwrap();
-        file.write_all_at(&bytes(case["first_64_hex"].as_str().unwrap()), 0).unwrap();
-        file.write_all_at(descriptor.as_bytes(), case["descriptor_offset"].as_u64().unwrap()).unwrap();
+        file.write_all_at(&bytes(case["first_64_hex"].as_str().unwrap()), 0)
+            .unwrap();
+        file.write_all_at(descriptor.as_bytes(), case["descriptor_offset"].as_u64().unwrap())
+            .unwrap();
         let found = judge(&file, Vmdk, &Limits::default()).unwrap();
         assert_eq!(found.virtual_size, case["virtual_size"].as_u64().unwrap());
     }

@@ -22,7 +22,10 @@ fn ten_gibibytes_of_zeros_stop_at_the_limit() {
         // 256 MiB, forty times: what one after the other unpacks to is one file.
         let part = filter(program, &["-1", "-c"], mebibytes(0, 256));
         let (error, allocated) = refused(&part.repeat(40), GIB / 2);
-        assert!(matches!(error, StreamError::TooLarge { limit } if limit == GIB / 2), "{program}: {error:?}");
+        assert!(
+            matches!(error, StreamError::TooLarge { limit } if limit == GIB / 2),
+            "{program}: {error:?}"
+        );
         assert!(allocated < 1 << 20, "{program}: {allocated} bytes are allocated");
     }
 }
@@ -30,13 +33,19 @@ fn ten_gibibytes_of_zeros_stop_at_the_limit() {
 #[test]
 fn a_zip_bomb_stops_whether_it_tells_its_size_or_not() {
     let directory = tempfile::tempdir().unwrap();
-    File::create(directory.path().join("zeros")).unwrap().set_len(GIB / 4).unwrap();
+    File::create(directory.path().join("zeros"))
+        .unwrap()
+        .set_len(GIB / 4)
+        .unwrap();
     run(directory.path(), "zip", &["-q", "-1", "known.zip", "zeros"]);
     let known = fs::read(directory.path().join("known.zip")).unwrap();
     let unknown = filter("zip", &["-q", "-1", "-", "-"], mebibytes(0, 256));
     for bytes in [known, unknown] {
         let (error, allocated) = refused(&bytes, 64 << 20);
-        assert!(matches!(error, StreamError::TooLarge { limit: 67_108_864 }), "{error:?}");
+        assert!(
+            matches!(error, StreamError::TooLarge { limit: 67_108_864 }),
+            "{error:?}"
+        );
         assert!(allocated < 1 << 20);
     }
 }
@@ -45,8 +54,14 @@ fn a_zip_bomb_stops_whether_it_tells_its_size_or_not() {
 fn nearly_nothing_does_not_become_nearly_everything() {
     for program in ["bzip2", "xz"] {
         let (error, allocated) = refused(&filter(program, &["-1", "-c"], mebibytes(b'A', 256)), GIB);
-        assert!(matches!(error, StreamError::Bomb { limit: 1000 }), "{program}: {error:?}");
-        assert!(error.is_content() && allocated < 80 << 20, "{program}: {allocated} bytes are allocated");
+        assert!(
+            matches!(error, StreamError::Bomb { limit: 1000 }),
+            "{program}: {error:?}"
+        );
+        assert!(
+            error.is_content() && allocated < 80 << 20,
+            "{program}: {allocated} bytes are allocated"
+        );
     }
 }
 

@@ -82,7 +82,10 @@ fn contents(mut file: File) -> Vec<u8> {
 fn packed() -> Vec<(&'static str, Vec<u8>)> {
     let disk = disk();
     let directory = tempfile::tempdir().unwrap();
-    File::create(directory.path().join("disk.raw")).unwrap().write_all(&disk).unwrap();
+    File::create(directory.path().join("disk.raw"))
+        .unwrap()
+        .write_all(&disk)
+        .unwrap();
     run(directory.path(), "zip", &["-q", "known.zip", "disk.raw"]);
     run(directory.path(), "zip", &["-q", "-0", "stored.zip", "disk.raw"]);
     fs::create_dir(directory.path().join("sub")).unwrap();
@@ -98,11 +101,17 @@ fn packed() -> Vec<(&'static str, Vec<u8>)> {
         ("bzip2 in two streams", two("bzip2")),
         ("xz", filter("xz", &["-c"], &disk[..])),
         ("xz in two streams", two("xz")),
-        ("xz, largest preset", filter("xz", &["-c", "-9", "--threads=1"], &disk[..])),
+        (
+            "xz, largest preset",
+            filter("xz", &["-c", "-9", "--threads=1"], &disk[..]),
+        ),
         ("zip", zip("known.zip")),
         ("zip, stored", zip("stored.zip")),
         ("zip, in a directory", zip("sub.zip")),
-        ("zip, sizes behind the data", filter("zip", &["-q", "-", "-"], &disk[..])),
+        (
+            "zip, sizes behind the data",
+            filter("zip", &["-q", "-", "-"], &disk[..]),
+        ),
     ]
 }
 
@@ -115,7 +124,10 @@ fn what_the_real_programs_pack_comes_out_again() {
         let found = contents(file);
         assert_eq!(length, 5_000_001, "{name}");
         assert!(found == disk(), "{name}");
-        assert!(blocks * 512 < 2 << 20, "{name} takes {blocks} blocks: zeros were written");
+        assert!(
+            blocks * 512 < 2 << 20,
+            "{name} takes {blocks} blocks: zeros were written"
+        );
     }
 }
 
@@ -150,8 +162,13 @@ fn a_source_that_fails_is_not_damaged_data() {
         let sparse = SparseFile::resume(tempfile::tempfile().unwrap(), 0).unwrap();
         let compression = Compression::detect(&bytes).unwrap();
         let half = &bytes[..bytes.len() / 2];
-        let error = Unpack::new(compression, &GENEROUS).run(&mut Fails(half), sparse).expect_err(name);
-        assert!(matches!(&error, StreamError::Source(source) if source.to_string() == "cable pulled"), "{name}: {error:?}");
+        let error = Unpack::new(compression, &GENEROUS)
+            .run(&mut Fails(half), sparse)
+            .expect_err(name);
+        assert!(
+            matches!(&error, StreamError::Source(source) if source.to_string() == "cable pulled"),
+            "{name}: {error:?}"
+        );
         assert!(!error.is_content());
     }
 }
@@ -160,7 +177,10 @@ fn a_source_that_fails_is_not_damaged_data() {
 fn archives_that_are_not_one_image_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
-        File::create(directory.path().join(name)).unwrap().write_all(&[1; 5000]).unwrap();
+        File::create(directory.path().join(name))
+            .unwrap()
+            .write_all(&[1; 5000])
+            .unwrap();
     }
     fs::create_dir(directory.path().join("empty")).unwrap();
     run(directory.path(), "zip", &["-q", "two.zip", "a", "b"]);
@@ -168,12 +188,20 @@ fn archives_that_are_not_one_image_are_refused() {
     run(directory.path(), "zip", &["-q", "-r", "none.zip", "empty"]);
     run(directory.path(), "zip", &["-q", "-Z", "bzip2", "other.zip", "a"]);
     for (name, text) in [
-        ("two.zip", "it has more than one file in it; publish an archive with the image alone"),
+        (
+            "two.zip",
+            "it has more than one file in it; publish an archive with the image alone",
+        ),
         ("locked.zip", "it is encrypted; publish it without a password"),
         ("none.zip", "there is no file in it"),
-        ("other.zip", "its file is compressed by method 12; only store (0) and deflate (8) are known"),
+        (
+            "other.zip",
+            "its file is compressed by method 12; only store (0) and deflate (8) are known",
+        ),
     ] {
-        let error = unpack(&fs::read(directory.path().join(name)).unwrap(), &GENEROUS).0.unwrap_err();
+        let error = unpack(&fs::read(directory.path().join(name)).unwrap(), &GENEROUS)
+            .0
+            .unwrap_err();
         assert_eq!(error.to_string(), format!("the zip file cannot be used: {text}"));
     }
 }

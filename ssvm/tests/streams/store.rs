@@ -24,20 +24,27 @@ fn a_full_store_is_told_apart_from_a_broken_one() {
         let mut sparse = SparseFile::resume(file, 0).unwrap();
         let error = (0..8).find_map(|_| sparse.write(&[1; 1 << 20]).err()).unwrap();
         assert!(error.is_no_space(), "{error:?}");
-        assert_eq!(error.to_string(), "no space left on the store; free some, or choose another store");
+        assert_eq!(
+            error.to_string(),
+            "no space left on the store; free some, or choose another store"
+        );
     });
 }
 
 #[test]
 fn a_store_that_fills_up_while_unpacking_says_so_and_ends_xz() {
-    let random: Vec<u8> = (0..8_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let random: Vec<u8> = (0..8_u32 << 20)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     for program in ["gzip", "xz"] {
         let bytes = filter(program, &["-1", "-c"], &random[..]);
         on_a_small_store(|store| {
             let file = File::create_new(store.join("image")).unwrap();
             let sparse = SparseFile::resume(file, 0).unwrap();
             let compression = Compression::detect(&bytes).unwrap();
-            let error = Unpack::new(compression, &GENEROUS).run(&mut &bytes[..], sparse).unwrap_err();
+            let error = Unpack::new(compression, &GENEROUS)
+                .run(&mut &bytes[..], sparse)
+                .unwrap_err();
             assert!(error.is_no_space(), "{program}: {error:?}");
         });
     }
