@@ -63,7 +63,7 @@ pub(crate) const DENY: Tool = Tool {
     why: "checks licences and sources of dependencies (building it takes about three minutes on two cores)",
 };
 
-pub(crate) const ALL: [Tool; 7] = [
+pub(crate) const ALL: [Tool; 13] = [
     Tool {
         sign: Program("cc"),
         source: Debian("gcc"),
@@ -83,6 +83,36 @@ pub(crate) const ALL: [Tool; 7] = [
         sign: Program("javac"),
         source: Debian("default-jdk-headless"),
         why: "is the TLS peer that CloudStack has, in tests",
+    },
+    Tool {
+        sign: Program("qemu-img"),
+        source: Debian("qemu-utils"),
+        why: "makes disk images of every format, in tests",
+    },
+    Tool {
+        sign: Program("genisoimage"),
+        source: Debian("genisoimage"),
+        why: "makes ISO images, in tests",
+    },
+    Tool {
+        sign: Program("xz"),
+        source: Debian("xz-utils"),
+        why: "unpacks xz for ssvm, and packs it in tests",
+    },
+    Tool {
+        sign: Program("bzip2"),
+        source: Debian("bzip2"),
+        why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("zip"),
+        source: Debian("zip"),
+        why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/mkfs.ext4"),
+        source: Debian("e2fsprogs"),
+        why: "makes the file system that hangs, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -249,7 +279,7 @@ mod tests {
         let steps = plan(&ALL, true, true);
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-             gcc libc6-dev openssl default-jdk-headless",
+             gcc libc6-dev openssl default-jdk-headless qemu-utils genisoimage xz-utils bzip2 zip e2fsprogs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

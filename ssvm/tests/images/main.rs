@@ -1,5 +1,7 @@
 //! Images by the real `qemu-img` and `genisoimage`, and what hostile people make of them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod formats;
 mod hostile;
 mod noise;
@@ -61,7 +63,7 @@ impl Workshop {
         let raw = self.at("source.raw");
         let file = File::create(&raw).unwrap();
         file.set_len(3 << 20).unwrap();
-        file.write_all_at(&[0xa5; 70_000], 1 << 20).unwrap();
+        file.write_all_at(&vec![0xa5; 70_000], 1 << 20).unwrap();
         let path = self.at(&format!(
             "{format}-{}.img",
             fs::read_dir(self.0.path()).unwrap().count()

@@ -1,5 +1,7 @@
 //! Compressed files by the real programs, and those that are made to hurt.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod bombs;
 mod ova;
 mod store;
@@ -8,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::thread;
 
 use platform::exec::Cmd;
@@ -79,7 +82,9 @@ fn contents(mut file: File) -> Vec<u8> {
 }
 
 /// The same disk, packed in every way.
-fn packed() -> Vec<(&'static str, Vec<u8>)> {
+static PACKED: LazyLock<Vec<(&'static str, Vec<u8>)>> = LazyLock::new(pack);
+
+fn pack() -> Vec<(&'static str, Vec<u8>)> {
     let disk = disk();
     let directory = tempfile::tempdir().unwrap();
     File::create(directory.path().join("disk.raw"))
@@ -117,8 +122,8 @@ fn packed() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn what_the_real_programs_pack_comes_out_again() {
-    for (name, bytes) in packed() {
-        let (result, file) = unpack(&bytes, &GENEROUS);
+    for (name, bytes) in &*PACKED {
+        let (result, file) = unpack(bytes, &GENEROUS);
         let length = result.unwrap_or_else(|error| panic!("{name}: {error}"));
         let blocks = file.metadata().unwrap().blocks();
         let found = contents(file);
@@ -133,7 +138,7 @@ fn what_the_real_programs_pack_comes_out_again() {
 
 #[test]
 fn what_is_cut_off_or_damaged_is_no_image() {
-    for (name, bytes) in packed() {
+    for (name, bytes) in &*PACKED {
         for end in [bytes.len() / 2, bytes.len() - bytes.len().min(30)] {
             let (result, _) = unpack(&bytes[..end], &GENEROUS);
             let error = result.expect_err(name);
@@ -158,9 +163,9 @@ fn a_source_that_fails_is_not_damaged_data() {
             }
         }
     }
-    for (name, bytes) in packed() {
+    for (name, bytes) in &*PACKED {
         let sparse = SparseFile::resume(tempfile::tempfile().unwrap(), 0).unwrap();
-        let compression = Compression::detect(&bytes).unwrap();
+        let compression = Compression::detect(bytes).unwrap();
         let half = &bytes[..bytes.len() / 2];
         let error = Unpack::new(compression, &GENEROUS)
             .run(&mut Fails(half), sparse)
@@ -208,7 +213,7 @@ fn archives_that_are_not_one_image_are_refused() {
 
 #[test]
 fn a_zip_whose_directory_says_something_else_is_refused() {
-    let (_, zip) = packed().into_iter().find(|(name, _)| *name == "zip").unwrap();
+    let (_, zip) = PACKED.iter().find(|(name, _)| *name == "zip").unwrap();
     let central = zip.windows(4).rposition(|part| part == b"PK\x01\x02").unwrap();
     let mut other_size = zip.clone();
     other_size[central + 24] ^= 1;

@@ -3,8 +3,6 @@ use std::os::unix::fs::symlink;
 
 use protocol::transfer::ImageFormat;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use ssvm::checksum::Algorithm;
 use ssvm::image::{Limits, judge, ova};
 use ssvm::path::open_root;
 
@@ -104,7 +102,7 @@ fn the_server_is_told_what_the_vectors_say() {
     .map(|(name, size)| (name.to_owned(), size))
     .collect::<BTreeMap<_, _>>();
     let told = unpacked.descriptor.information("/d", &sizes, None).unwrap();
-    let found = serde_json::to_value(&told).unwrap();
+    let found = without_nulls(&serde_json::to_value(&told).unwrap());
     assert_eq!(found["disks"], without_nulls(&expected["disks_all_configurations"]));
     assert_eq!(found["networks"], expected["networks"]);
     assert_eq!(found["properties"], without_nulls(&expected["properties"]));
@@ -169,13 +167,13 @@ fn the_server_is_told_what_the_vectors_say() {
     assert_eq!(error.to_string(), expected["errors"][0]["error"]);
 }
 
-/// null in the vector stands for an absent member.
+/// null stands for an absent member: that is how Gson writes it.
 fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Array(values) => values.iter().map(without_nulls).collect(),
         Value::Object(fields) => {
             let kept = fields.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(kept.map(|(key, value)| (key.clone(), value.clone())).collect())
+            Value::Object(kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
         }
         value => value.clone(),
     }
@@ -184,16 +182,19 @@ fn without_nulls(value: &Value) -> Value {
 #[test]
 fn a_manifest_is_believed_only_when_it_is_true() {
     let directory = members();
-    let digest = Sha256::digest(fs::read(directory.path().join("demo-disk1.vmdk")).unwrap());
-    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let printed = filter(
+        "sha256sum",
+        &[],
+        File::open(directory.path().join("demo-disk1.vmdk")).unwrap(),
+    );
+    let digits = String::from_utf8_lossy(&printed).split(' ').next().unwrap().to_owned();
     let write = |text: String| {
         platform::files::replace(directory.path().join("demo.mf"), text, 0o644)
             .map(drop)
-            .unwrap()
+            .unwrap();
     };
     let mut names = ALL.to_vec();
     names.push("demo.mf");
-    assert_eq!(digits.len(), Algorithm::Sha256.digits());
     write(format!("SHA256(demo-disk1.vmdk)= {digits}\n"));
     let target = tempfile::tempdir().unwrap();
     ova::unpack(
@@ -244,9 +245,6 @@ fn members_that_lead_elsewhere_are_refused() {
         }
         let renamed = format!("--transform=s|^extra$|{member}|");
         let mut names = ALL.to_vec();
-        if member.ends_with("disk1.vmdk") {
-            names.retain(|name| *name != "demo-disk1.vmdk");
-        }
         names.push("extra");
         let archive = pack(&directory, &["-P", &renamed], &names);
         let found = judge(&archive, ImageFormat::Ova, &Limits::default());

@@ -22,7 +22,7 @@ fn a_full_store_is_told_apart_from_a_broken_one() {
     on_a_small_store(|store| {
         let file = File::create_new(store.join("image")).unwrap();
         let mut sparse = SparseFile::resume(file, 0).unwrap();
-        let error = (0..8).find_map(|_| sparse.write(&[1; 1 << 20]).err()).unwrap();
+        let error = (0..8).find_map(|_| sparse.write(&vec![1; 1 << 20]).err()).unwrap();
         assert!(error.is_no_space(), "{error:?}");
         assert_eq!(
             error.to_string(),
@@ -33,9 +33,8 @@ fn a_full_store_is_told_apart_from_a_broken_one() {
 
 #[test]
 fn a_store_that_fills_up_while_unpacking_says_so_and_ends_xz() {
-    let random: Vec<u8> = (0..8_u32 << 20)
-        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let noise = |at: u32| u8::try_from(at.wrapping_mul(2_654_435_761) >> 24).unwrap();
+    let random: Vec<u8> = (0..8 << 20).map(noise).collect();
     for program in ["gzip", "xz"] {
         let bytes = filter(program, &["-1", "-c"], &random[..]);
         on_a_small_store(|store| {
