@@ -118,6 +118,9 @@ impl Source {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
+            if !head.starts_with(b"G") {
+                return Ok(()); // not HTTP: a TLS handshake
+            }
         }
         let head = String::from_utf8(head).unwrap();
         let mut lines = head.lines();
