@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 18] = [
+pub(crate) const ALL: [Tool; 19] = [
     CC,
     LIBC,
     Tool {
@@ -145,6 +145,11 @@ pub(crate) const ALL: [Tool; 18] = [
         sign: Program("bindfs"),
         source: Debian("bindfs"),
         why: "is the store that hangs, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/mkfs.ext4"),
+        source: Debian("e2fsprogs"),
+        why: "makes the file system that hangs, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -323,7 +328,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip bindfs",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip bindfs e2fsprogs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

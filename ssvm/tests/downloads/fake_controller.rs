@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 const SERVER_ID: i64 = 90_520_732_674_657;
 const HOST_ID: i64 = 3;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Asks whichever agent is connected.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! A web server that breaks as a test tells it. What works is proven with real servers.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -117,6 +118,9 @@ impl Source {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
+            if !head.starts_with(b"G") {
+                return Ok(()); // not HTTP: a TLS handshake
+            }
         }
         let head = String::from_utf8(head).unwrap();
         let mut lines = head.lines();
@@ -161,18 +165,18 @@ async fn send(
     let body = &file.body[from..];
     let mut head = format!("HTTP/1.1 {status} Whatever\r\n");
     for (name, value) in &file.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").unwrap();
     }
     if let Some(etag) = file.etag {
-        head.push_str(&format!("ETag: {etag}\r\n"));
+        write!(head, "ETag: {etag}\r\n").unwrap();
     }
     if range.is_some() {
         let total = file.body.len();
-        head.push_str(&format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1));
+        write!(head, "Content-Range: bytes {from}-{}/{total}\r\n", total - 1).unwrap();
     }
     match file.length {
-        Announced::Length => head.push_str(&format!("Content-Length: {}\r\n", body.len())),
-        Announced::Wrong(length) => head.push_str(&format!("Content-Length: {length}\r\n")),
+        Announced::Length => write!(head, "Content-Length: {}\r\n", body.len()).unwrap(),
+        Announced::Wrong(length) => write!(head, "Content-Length: {length}\r\n").unwrap(),
         Announced::Chunked => head.push_str("Transfer-Encoding: chunked\r\n"),
         Announced::Nothing => {}
     }

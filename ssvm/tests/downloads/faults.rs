@@ -171,11 +171,7 @@ async fn each_failure_names_the_url_and_what_to_do() {
             "Illegal host specified in URL.",
             "127.0.0.2",
         ),
-        (
-            format!("https://127.0.0.1:{port}/a.qcow2"),
-            "secure connection",
-            "certificate",
-        ),
+        (format!("https://127.0.0.1:{port}/a.qcow2"), "broke", "TLS handshake"),
     ];
     for (url, cause, more) in cases {
         let text = machine.refusal(&template(&url, ImageFormat::Qcow2)).await;
@@ -278,10 +274,11 @@ async fn jobs_wait_for_a_place_and_can_be_asked_for_twice_stopped_and_restarted(
     let slow = template(&source.url("/slow.raw"), ImageFormat::Raw);
     let mut next = template(&source.url("/a.raw"), ImageFormat::Raw);
     next.install_path = Some("template/tmpl/2/208".into());
-    let (running, waiting) = tokio::join!(
-        machine.controller.download(slow.clone()),
-        machine.controller.download(next.clone())
-    );
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(500)).await; // behind the slow one
+        machine.controller.download(next.clone()).await
+    };
+    let (running, waiting) = tokio::join!(machine.controller.download(slow.clone()), later);
     assert_eq!(waiting.download_status, Some(DownloadStatus::DownloadInProgress));
     assert_eq!(
         (waiting.download_pct, waiting.error_string.as_deref()),

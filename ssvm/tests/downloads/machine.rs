@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::fake_controller::{Controller, nfs};
 
 pub(crate) const STORE: &str = "nfs://192.168.10.5/export/secondary";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 pub(crate) struct Machine {
     pub(crate) controller: Controller,
