@@ -32,8 +32,8 @@ Examples:
   cargo run --release -p bench -- agents                 10,000 agents against one core
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
-  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
   cargo run --release -p bench -- console                consoles, beside websockify
+  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -66,9 +66,9 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,
-        Measurement::Ssvm(args) => ssvm::measure(&args)?,
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
+        Measurement::Ssvm(args) => ssvm::measure(&args)?,
     };
     std::io::stdout()
         .lock()

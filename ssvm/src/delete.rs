@@ -48,8 +48,23 @@ enum Target {
     Snapshots(StorePath),
 }
 
-/// DeleteCommand.
+/// DeleteCommand. What is running in a directory is stopped before it is removed.
 pub async fn delete(stores: &Stores, jobs: &Jobs, command: &DeleteCommand) -> Answer {
+    let (store, target) = match read(command) {
+        Ok(read) => read,
+        Err(answer) => return *answer,
+    };
+    if let Target::Image { id, path, .. } = &target {
+        for directory in candidates(path, *id) {
+            jobs.stop_in(&store.url, &directory).await;
+        }
+    }
+    remove(stores, &store, target).await
+}
+
+/// What is to be removed, or the answer when that is nothing.
+fn read(command: &DeleteCommand) -> Result<(StoreRef, Target), Box<Answer>> {
+    let failure = |text: String| Box::new(Answer::failure(text));
     let (kind, id, text, store, checkpoint) = match &command.data {
         Some(DataTO::Template(template)) => (
             "Template",
@@ -69,34 +84,18 @@ pub async fn delete(stores: &Stores, jobs: &Jobs, command: &DeleteCommand) -> An
                 checkpoint,
             )
         }
-        None => return Answer::failure("the command names no object"),
+        None => return Err(failure("the command names no object".into())),
     };
-    let store = match StoreRef::find(store.as_ref(), None, None) {
-        Ok(store) => store,
-        Err(text) => return Answer::failure(text),
-    };
+    let store = StoreRef::find(store.as_ref(), None, None).map_err(failure)?;
     let Some(text) = text else {
-        return Answer::success().with_details(NO_PATH);
+        return Err(Box::new(Answer::success().with_details(NO_PATH)));
     };
-    let path = match StorePath::parse(text) {
-        Ok(path) => path,
-        Err(error) => return Answer::failure(error.to_string()),
-    };
+    let path = StorePath::parse(text).map_err(|error| failure(error.to_string()))?;
     let target = match kind {
         "Snapshot" => snapshot(path, checkpoint),
         kind => image(kind, id, path, text),
     };
-    match target {
-        Ok(target) => {
-            if let Target::Image { id, path, .. } = &target {
-                for directory in candidates(path, *id) {
-                    jobs.stop_in(&store.url, &directory).await;
-                }
-            }
-            remove(stores, &store, target).await
-        }
-        Err(text) => Answer::failure(text),
-    }
+    Ok((store, target.map_err(failure)?))
 }
 
 /// DeleteSnapshotsDirCommand.
@@ -206,9 +205,10 @@ fn remove_image(root: &Path, kind: &str, id: i64, path: &StorePath, shown: &str)
         },
     };
     let Some((path, directory)) = directory else {
-        let holder = match file_name(path) == id.to_string() {
-            true => file_name(path).to_owned(),
-            false => parent_of(path).map_or_else(String::new, |parent| file_name(&parent).to_owned()),
+        let holder = if file_name(path) == id.to_string() {
+            file_name(path).to_owned()
+        } else {
+            parent_of(path).map_or_else(String::new, |parent| file_name(&parent).to_owned())
         };
         return Ok(Some(format!(
             "{} parent directory {holder} doesn't exist",
@@ -354,5 +354,149 @@ fn missing_is_fine(error: io::Error) -> io::Result<()> {
     match error.kind() {
         ErrorKind::NotFound => Ok(()),
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use protocol::transfer::{DataStoreTO, NfsTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO};
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    const URL: &str = "nfs://192.168.10.5/export/secondary";
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Case {
+        name: String,
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        command: Option<String>,
+        directory: Option<String>,
+        #[serde(default)]
+        id: i64,
+        path: Option<String>,
+        checkpoint_path: Option<String>,
+        #[serde(default)]
+        tree: Vec<String>,
+        left: Option<Vec<String>>,
+        #[serde(rename = "left_required")]
+        left_required: Option<Vec<String>>,
+        result: Option<bool>,
+        #[serde(rename = "result_required")]
+        result_required: Option<bool>,
+        details: Option<String>,
+    }
+
+    /// Files, and directories without anything in them.
+    fn leaves(root: &Path) -> BTreeSet<String> {
+        fn walk(at: &Path, root: &Path, found: &mut BTreeSet<String>) {
+            let entries: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path()).collect();
+            if entries.is_empty() {
+                found.insert(at.strip_prefix(root).unwrap().display().to_string());
+            }
+            for path in entries {
+                if path.is_dir() {
+                    walk(&path, root, found);
+                } else {
+                    found.insert(path.strip_prefix(root).unwrap().display().to_string());
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        walk(root, root, &mut found);
+        found
+    }
+
+    async fn run(case: &Case, root: &Path) -> Answer {
+        let settings = Settings {
+            store_map: [(URL.to_owned(), root.to_owned())].into(),
+            ..Settings::default()
+        };
+        let stores = Stores::new(&settings, None);
+        let store = Some(DataStoreTO::Nfs(NfsTO {
+            url: Some(URL.into()),
+            ..NfsTO::default()
+        }));
+        if case.command.is_some() {
+            let command = DeleteSnapshotsDirCommand {
+                store,
+                directory: case.directory.clone(),
+            };
+            return snapshots(&stores, &command).await;
+        }
+        let (path, id) = (case.path.clone(), case.id);
+        let data = match case.kind.as_deref() {
+            Some("TEMPLATE") => DataTO::Template(Box::new(TemplateObjectTO {
+                path,
+                id,
+                image_data_store: store,
+                ..TemplateObjectTO::default()
+            })),
+            Some("VOLUME") => DataTO::Volume(Box::new(VolumeObjectTO {
+                path,
+                id,
+                data_store: store,
+                ..VolumeObjectTO::default()
+            })),
+            _ => DataTO::Snapshot(Box::new(SnapshotObjectTO {
+                path,
+                id,
+                data_store: store,
+                checkpoint_path: case.checkpoint_path.clone(),
+                ..SnapshotObjectTO::default()
+            })),
+        };
+        let command = DeleteCommand {
+            data: Some(data),
+            delete_chain: false,
+        };
+        match read(&command) {
+            Ok((store, target)) => remove(&stores, &store, target).await,
+            Err(answer) => *answer,
+        }
+    }
+
+    #[tokio::test]
+    async fn deletes_are_those_of_the_vectors() {
+        #[derive(Deserialize)]
+        struct Vectors {
+            cases: Vec<Case>,
+        }
+        let vectors: Vectors = serde_json::from_str(include_str!("../tests/vectors/delete-cases.json")).unwrap();
+        assert!(vectors.cases.len() > 15);
+        for case in vectors.cases {
+            let store = tempfile::tempdir().unwrap();
+            for file in &case.tree {
+                let path = store.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                File::create(path).unwrap();
+            }
+            let answer = run(&case, store.path()).await;
+            let expected = case.result_required.or(case.result).unwrap_or(true);
+            assert_eq!(answer.result, expected, "{}: {answer:?}", case.name);
+            if let Some(details) = &case.details {
+                assert_eq!(answer.details.as_ref(), Some(details), "{}", case.name);
+            }
+            if let Some(left) = case.left_required.as_ref().or(case.left.as_ref()) {
+                let mut found = leaves(store.path());
+                // Made with every store.
+                found.remove("snapshots");
+                found.remove("volumes");
+                found.remove(""); // nothing at all
+                assert_eq!(found, left.iter().cloned().collect(), "{}", case.name);
+            } else if !expected && case.name != "other directory inside" {
+                let found = leaves(store.path());
+                assert!(
+                    case.tree.iter().all(|file| found.contains(file)),
+                    "{}: {found:?}",
+                    case.name
+                );
+            }
+        }
     }
 }

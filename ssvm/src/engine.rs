@@ -186,14 +186,13 @@ impl Engine {
         });
         let store = self.stores.open(&order.store).await;
         let store = store.map_err(|error| Failure::Failed(chain(&error).to_string()))?;
-        let names = match entry.names.clone() {
-            Some(names) => names,
-            None => {
-                let names = install::names(order);
-                entry.names = Some(names.clone());
-                self.record(entry).await; // first, so that a file of ours is never without an owner
-                names
-            }
+        let names = if let Some(names) = entry.names.clone() {
+            names
+        } else {
+            let names = install::names(order);
+            entry.names = Some(names.clone());
+            self.record(entry).await; // first, so that a file of ours is never without an owner
+            names
         };
         let temporary = store.root.join(order.install_path.to_string()).join(&names.temporary);
         job.update(|status| status.temporary = Some(temporary.display().to_string()));

@@ -163,6 +163,19 @@ impl Directory {
     }
 }
 
+impl Directory {
+    /// Removes all other files.
+    fn remove_all_but(&self, kept: &[&str]) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.at("."))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && !kept.iter().any(|name| entry.file_name() == *name) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Place {
     /// Makes the directory, and the temporary file or finds the one that has been begun.
     ///
@@ -220,6 +233,25 @@ impl Place {
         for warning in &judged.warnings {
             warn!(path = self.names.installed, warning, "Image accepted");
         }
+        let mut ovf = None;
+        if order.format == ImageFormat::Ova {
+            // What a run that was killed has unpacked is in the way of the next.
+            directory.remove_all_but(&[&self.names.installed, self.properties()])?;
+            let unpacked = image::ova::unpack(&file, &directory.0, &rules.images).map_err(|error| match error {
+                image::ova::NotUnpacked::Refused(refusal) => refused(refusal, order),
+                image::ova::NotUnpacked::Store { .. } => NotInstalled {
+                    text: format!("Failed to install: {} ({})", chain(&error), Shown::new(&order.url)),
+                    is_content: false,
+                },
+            })?;
+            let at = self.root.join(self.directory.as_str()).display().to_string();
+            let information = unpacked.descriptor.information(&at, &unpacked.files, None);
+            let information = information.map_err(|error| NotInstalled {
+                text: format!("Failed post download script: {error} ({})", Shown::new(&order.url)),
+                is_content: true,
+            })?;
+            ovf = Some(Box::new(information));
+        }
         let image = Image {
             filename: &self.names.installed,
             description: &order.description,
@@ -242,7 +274,7 @@ impl Place {
             path: format!("{}/{}", self.directory, self.names.installed),
             virtual_size: judged.virtual_size,
             physical_size,
-            ovf: None,
+            ovf,
         })
     }
 
@@ -254,7 +286,7 @@ impl Place {
         let directory = Directory::open(self, false)?;
         directory.remove(&self.names.temporary)?;
         directory.remove(&self.names.installed)?;
-        let _ = std::fs::remove_dir(self.root.join(self.directory.to_string()));
+        let _ = std::fs::remove_dir(self.root.join(self.directory.as_str()));
         Ok(())
     }
 

@@ -70,8 +70,8 @@ pub(crate) mod ovf_as_sent {
     type Ovf = Option<Box<OVFInformationTO>>;
 
     pub(crate) fn serialize<S: Serializer>(ovf: &Ovf, to: S) -> Result<S::Ok, S::Error> {
-        let answer = |ovf: &Box<OVFInformationTO>| DownloadAnswer {
-            ovf_information_to: Some(ovf.clone()),
+        let answer = |ovf: &OVFInformationTO| DownloadAnswer {
+            ovf_information_to: Some(Box::new(ovf.clone())),
             ..DownloadAnswer::default()
         };
         let text = ovf

@@ -296,9 +296,8 @@ fn browse(root: &Path, path: Option<&StorePath>, start: usize, size: usize) -> i
 /// ComputeChecksumCommand (§6.1): details are `{ALG}hex`.
 pub async fn checksum(stores: &Stores, command: &ComputeChecksumCommand) -> Answer {
     let url = command.sec_url.as_deref();
-    let store = match StoreRef::find(command.store.as_ref(), url, command.nfs_version.as_deref()) {
-        Ok(store) => store,
-        Err(_) => return Answer::failure("can't handle non nfs data store"),
+    let Ok(store) = StoreRef::find(command.store.as_ref(), url, command.nfs_version.as_deref()) else {
+        return Answer::failure("can't handle non nfs data store");
     };
     let name = command.algorithm.as_deref().unwrap_or("MD5");
     let Some(algorithm) = Algorithm::by_name(name) else {

@@ -132,7 +132,7 @@ impl StoreUrl {
                 let pairs = pairs.iter().filter(|(key, _)| key != "user");
                 let mut words = format!("credentials={},", credentials.display());
                 for (key, value) in pairs {
-                    words.push_str(&format!("{key}={value},"));
+                    words.extend([key, "=", value, ","]);
                 }
                 words.push_str(options.unwrap_or("soft,actimeo=0"));
                 ("cifs", words)
@@ -213,7 +213,8 @@ mod tests {
         resolved_ip: IpAddr,
         nfs_version: Option<String>,
         dir: String,
-        mount_point: PathBuf,
+        #[serde(rename = "mount_point")]
+        at: PathBuf,
         argv: Vec<String>,
     }
     #[derive(serde::Deserialize)]
@@ -236,9 +237,9 @@ mod tests {
                 mount.resolved_ip,
                 mount.nfs_version.as_deref(),
                 None,
-                &mount.mount_point,
+                &mount.at,
                 Path::new("/run/c"),
-                Duration::from_secs(60),
+                Duration::from_mins(1),
             );
             let (paths, words) = (&mount.argv[5..], &mount.argv[..5]);
             let expected = format!("{} -- {}", words.join(" "), paths.join(" "));
