@@ -449,10 +449,10 @@ async fn stop_system_vms(data_dir: &Path) -> anyhow::Result<()> {
         novnc: None,
     };
     let (stopped, failed) = open_processes(data_dir, nothing)?.stop_all().await;
-    let text: String = stopped.iter().map(|name| format!("{name}\n")).collect();
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing the list")?;
+    let mut stdout = std::io::stdout();
+    for name in stopped {
+        writeln!(stdout, "{name}").context("writing the list")?;
+    }
     match failed.into_iter().next() {
         Some(error) => Err(error.into()),
         None => Ok(()),
