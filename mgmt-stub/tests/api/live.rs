@@ -82,15 +82,12 @@ impl Session {
 /// The next `state`; none: the stream has ended.
 async fn next(stream: &mut Response<Incoming>, buffer: &mut String) -> Option<Value> {
     loop {
-        if let Some((message, rest)) = buffer.split_once("\n\n") {
-            let state = message
-                .strip_prefix("event: state\ndata: ")
-                .map(|data| serde_json::from_str(data).unwrap());
+        while let Some((message, rest)) = buffer.split_once("\n\n") {
+            let data = message.strip_prefix("event: state\ndata: ").map(str::to_owned);
             *buffer = rest.to_owned();
-            if state.is_some() {
-                return state;
+            if let Some(data) = data {
+                return Some(serde_json::from_str(&data).unwrap());
             }
-            continue;
         }
         let frame = timeout(LIMIT, stream.frame()).await.unwrap()?;
         buffer.push_str(std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap());
