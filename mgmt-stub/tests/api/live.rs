@@ -82,9 +82,9 @@ impl Session {
 /// The next `state`; none: the stream has ended.
 async fn next(stream: &mut Response<Incoming>, buffer: &mut String) -> Option<Value> {
     loop {
-        while let Some((message, rest)) = buffer.split_once("\n\n") {
+        while let Some((message, _)) = buffer.split_once("\n\n") {
             let data = message.strip_prefix("event: state\ndata: ").map(str::to_owned);
-            *buffer = rest.to_owned();
+            buffer.drain(..message.len() + 2);
             if let Some(data) = data {
                 return Some(serde_json::from_str(&data).unwrap());
             }
