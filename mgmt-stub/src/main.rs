@@ -56,7 +56,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server until SIGTERM or SIGINT.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// List the hosts, also while the server runs.
     Hosts {
         /// As JSON, one object for each host.
@@ -285,7 +285,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Serve(arguments) => serve(&cli.data_dir, arguments).await,
+        Command::Serve(arguments) => serve(&cli.data_dir, *arguments).await,
         Command::Hosts { json } => hosts(&cli.data_dir, json).await,
         Command::Api(arguments) => api(&cli.data_dir, arguments).await,
         Command::ResetAdminPassword => reset_admin_password(&cli.data_dir).await,

@@ -53,6 +53,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const PACE: u32 = 8 << 20;
 /// Lines of a failed program's log that are shown.
 const LOG_LINES: usize = 25;
+/// Beside `zone.json`, and stays when that goes.
+const FIRST_PASSWORD: &str = "first-password";
 const LOG_BYTES: u64 = 64 << 20;
 
 /// A zone on this machine: management server, system VMs, a demo guest and a demo template. Prints where to look.
@@ -170,7 +172,7 @@ impl Zone {
         let fresh = State {
             url: format!("http://{}/client/", arguments.http),
             user: USER.into(),
-            password: None,
+            password: String::new(),
             programs: programs(&arguments.profile)?,
             data_dir: directory.join("data"),
             store: directory.join("store"),
@@ -292,11 +294,15 @@ impl Zone {
             );
             sleep(LOOK).await;
         }
-        if is_new {
+        // Once: later it would undo the user's own.
+        let first = self.directory.join(FIRST_PASSWORD);
+        if is_new || !first.exists() {
             let reset = api.mgmt_stub().arg("reset-admin-password").run().await?;
-            self.state.password = Some(reset.text().trim().to_owned());
-            self.state.save(&self.directory)?;
+            let _ = files::replace(&first, reset.text().trim(), 0o600)?;
         }
+        let password = files::read_limited(&first, 1024)?.unwrap_or_default();
+        self.state.password = String::from_utf8_lossy(&password).into_owned();
+        self.state.save(&self.directory)?;
         // What `up` itself serves is on loopback, where an SSVM does not go unless it is allowed to.
         let setting = "secstorage.allowed.internal.sites";
         let found = api
@@ -480,17 +486,15 @@ impl Zone {
             };
             rows.push(["template".into(), text(&template, "name").into(), state.into()]);
         }
-        let password = match &self.state.password {
-            Some(password) => format!("{password}  (good for one login; the page then asks for another)"),
-            None => format!(
-                "the one you chose; `{} --data-dir {} reset-admin-password` makes a new one",
-                api.program.display(),
-                api.data_dir.display()
-            ),
-        };
-        let State { url, user, console, .. } = &self.state;
+        let State {
+            url,
+            user,
+            password,
+            console,
+            ..
+        } = &self.state;
         Ok(format!(
-            "{}\nPage      {url}\nUser      {user}\nPassword  {password}\nConsole   the button beside {GUEST_NAME} on the \
+            "{}\nPage      {url}\nUser      {user}\nPassword  {password} (for the first login; the page then asks for your own)\nConsole   the button beside {GUEST_NAME} on the \
              page; consoles are on {console}\nState     {}\nEnd it    cargo xtask down{}\n",
             columns(&rows),
             self.directory.join("zone.json").display(),
@@ -568,6 +572,9 @@ fn system_vm_line(vm: &Value) -> String {
 /// State, agent, and the reason if it is not Up.
 fn state_of(vm: &Value) -> String {
     let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
+    if !is_up(vm) && reason.starts_with(state) {
+        return reason.to_owned();
+    }
     let mut words = state.to_owned();
     if !agent.is_empty() {
         words += &format!(", agent {agent}");
