@@ -64,7 +64,7 @@ fn line(template: &Value) -> String {
     };
     let bar = usize::try_from(percent.min(100) / 5).unwrap_or_default();
     let mut line = format!("[{}{}] {percent:3} %", "#".repeat(bar), "-".repeat(20 - bar));
-    if let Some(bytes) = number("downloadbytes") {
+    if let Some(bytes) = number("downloadbytes").filter(|bytes| *bytes > 0) {
         line += &format!("  {}", mib(bytes));
     }
     if let Some(rate) = number("downloadrate").filter(|rate| *rate > 0) {
