@@ -1,5 +1,6 @@
 //! QEMU's own view of a machine, over its monitor protocol (QMP): what the browser shows is compared with this.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -107,7 +108,10 @@ impl Screen {
             "{} bytes for {width} x {height} pixels",
             rest.len()
         );
-        let digest = Sha256::digest(rest).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = Sha256::digest(rest).iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
         Ok(Self { width, height, digest })
     }
 }
