@@ -41,11 +41,11 @@ docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the p
 enum Measurement {
     Agents(agents::Args),
     Codec(codec::Args),
+    Ssvm(ssvm::Args),
     Console(console::Args),
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
     ConsoleProxyOnly(console::ServeArgs),
-    Ssvm(ssvm::Args),
 }
 
 fn main() -> ExitCode {

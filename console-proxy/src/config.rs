@@ -74,7 +74,7 @@ pub struct Console {
     /// In all; 0 is for ever.
     #[serde(deserialize_with = "span")]
     pub max_session: Duration,
-    /// Viewers at the same time; 0 is as many as come.
+    /// Viewers at the same time; 0 is as many as memory has room for.
     pub max_sessions: usize,
     /// What a second viewer of a VM does.
     pub multi_viewer: MultiViewer,
@@ -140,6 +140,17 @@ impl Console {
         self.multi_viewer == MultiViewer::Share
     }
 
+    /// Viewers at the same time: as many as the operator says, else as many as half of the memory has room for.
+    pub fn session_limit(&self) -> usize {
+        if self.max_sessions > 0 {
+            return self.max_sessions;
+        }
+        let memory = fs::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|text| total_kib(&text));
+        memory.map_or(0, |kib| kib / 2 / SESSION_KIB)
+    }
+
     /// For the relay.
     pub fn limits(&self) -> relay::Limits {
         relay::Limits {
@@ -157,6 +168,15 @@ impl Console {
         );
         HeaderValue::from_str(&policy).expect("Settings::parse has tried it")
     }
+}
+
+/// Of an active session, with what the kernel keeps for its sockets (§10.4).
+const SESSION_KIB: usize = 64;
+
+/// Line of proc_meminfo(5).
+fn total_kib(meminfo: &str) -> Option<usize> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// `90s`, `30m`, `2h`, or 0.
@@ -543,6 +563,16 @@ mod tests {
             let error = idle(wrong).unwrap_err();
             assert!(error.contains("expected a time such as"), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn without_a_limit_memory_sets_one() {
+        assert_eq!(total_kib("MemTotal:         524288 kB\nMemFree: 1 kB\n"), Some(524_288));
+        assert_eq!(total_kib("nothing"), None);
+        let mut console = Console::default();
+        assert!(console.session_limit() > 0);
+        console.max_sessions = 7;
+        assert_eq!(console.session_limit(), 7);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use clap::Parser;
 use console_proxy::config::{BadConfig, Config};
 use console_proxy::page::Page;
 use console_proxy::proxy::{Commanded, Ports, Proxy};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use platform::{crypto, exit, logging, shutdown};
 use tracing::info;
 
@@ -85,6 +86,9 @@ fn load(args: &Cli) -> Result<(Config, Page), BadConfig> {
 
 async fn run(config: Config, page: Page) -> anyhow::Result<()> {
     let asked_to_stop = shutdown::signal();
+    // Each session takes two, and the usual soft limit ends at 500 sessions.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
     let state_dir = &config.settings.state_dir;
     std::fs::create_dir_all(state_dir).with_context(|| format!("making the directory {}", state_dir.display()))?;
     let ports = Ports::reserve(&config)?;

@@ -169,7 +169,7 @@ impl Ports {
 impl Proxy {
     /// A proxy that waits for its first command. Must be called on a tokio runtime: reports begin at once.
     pub fn new(config: Config, page: Page, ports: Ports, authorizer: Arc<dyn Authorizer>) -> Arc<Self> {
-        let sessions = Sessions::new(config.settings.console.max_sessions);
+        let sessions = Sessions::new(config.settings.console.session_limit());
         let metrics = Arc::new(Metrics::new());
         let reports = keep_reporting(
             sessions.clone(),

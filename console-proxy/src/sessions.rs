@@ -155,9 +155,8 @@ impl Sessions {
     /// # Errors
     /// There is no room. The management server hears that the session is over.
     pub fn open(&self, viewer: Viewer) -> Result<Place, Full> {
-        let has_room = self.has_room();
         let mut table = self.table();
-        if !has_room {
+        if self.0.limit > 0 && table.viewers.len() >= self.0.limit {
             table.ended(viewer.session_uuid);
             drop(table);
             self.0.changed.notify_one();

@@ -25,6 +25,7 @@
 //! | [`client`] | asks a running server over its socket |
 //! | [`management`] | what commands work with |
 //! | [`configuration`] | settings |
+//! | [`metrics`] | numbers for Prometheus |
 //! | [`jobs`] | work that goes on after its caller was answered |
 //! | [`alerts`] | kinds of alerts |
 //! | [`password`] | passwords of users |
@@ -50,6 +51,7 @@ pub mod jobs;
 mod link;
 pub mod live;
 pub mod management;
+pub mod metrics;
 pub mod page;
 pub mod password;
 mod random;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -78,8 +78,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Browser<S> {
 
     /// The next bytes, or how it ended: the close frame, if there was one.
     async fn next(&mut self) -> Result<(), Option<CloseFrame>> {
+        let deadline = Instant::now() + LIMIT; // pings are no news
         loop {
-            match timeout(LIMIT, self.socket.next()).await.expect("something happens") {
+            match timeout_at(deadline, self.socket.next())
+                .await
+                .expect("something happens")
+            {
                 Some(Ok(Message::Binary(bytes))) => {
                     self.received.extend(bytes);
                     return Ok(());

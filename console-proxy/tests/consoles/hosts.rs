@@ -1,8 +1,16 @@
 //! Real hosts: QEMU with every way to log in that a console proxy meets.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::client::Browser;
 use crate::proxy::{Running, write};
@@ -111,7 +119,8 @@ async fn a_host_with_tls_gets_our_certificate_and_the_page_can_tell() {
     assert_eq!(browser.open().await.2, "web-01 (TLS backend)");
     drop(browser);
 
-    let without = Qemu::start(",tls-creds=tls", &[X509], |directory| certificates(directory, &agent)).await;
+    let mut without = Qemu::start(",tls-creds=tls", &[X509], |directory| certificates(directory, &agent)).await;
+    without.settle().await;
     let mut browser = connect(&running, without.port, "s2").await;
     let (width, height, name) = browser.open().await;
     assert_eq!(name, "web-01 (TLS backend)");
@@ -119,6 +128,72 @@ async fn a_host_with_tls_gets_our_certificate_and_the_page_can_tell() {
         browser.screen(width, height).await.len(),
         usize::from(width) * usize::from(height) * 3
     );
+}
+
+/// Checks what a XenServer checks, and leads to a console.
+async fn fake_xen(console: u16) -> SocketAddr {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["xen-01".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let tls = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let wanted =
+                "CONNECT /console?uuid=2c3a HTTP/1.0\r\nHost: 127.0.0.1\r\nCookie: session_id=OpaqueRef:1\r\n\r\n";
+            let is_right = String::from_utf8(head).unwrap() == wanted;
+            let status = if is_right { "200 OK" } else { "401 Unauthorized" };
+            stream
+                .write_all(format!("HTTP/1.1 {status}\r\nServer: xapi\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            if is_right {
+                let mut console = TcpStream::connect(("127.0.0.1", console)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut console).await;
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_console_behind_a_xenservers_tunnel_is_logged_in_to_by_rfb_3_3() {
+    let mut qemu = Qemu::start(",password-secret=vnc", &[SECRET], password(PASSWORD)).await;
+    qemu.settle().await;
+    let xen = fake_xen(qemu.port).await;
+    let running = Running::serving("").await;
+    let open = async |session: &str, cookie: &str| {
+        running.allow(session).await;
+        let mut token = content(1, session);
+        token["clientHostPort"] = json!(-1);
+        token["clientTunnelUrl"] = json!(format!("https://{xen}/console?uuid=2c3a"));
+        token["clientTunnelSession"] = json!(cookie);
+        Browser::connect(running.site(), &seal(&token)).await.unwrap()
+    };
+    let mut browser = open("s1", "OpaqueRef:1").await;
+    let (width, height, name) = browser.open().await;
+    assert_eq!(name, "web-01 (TLS backend)");
+    browser.screen(width, height).await;
+    assert_eq!(running.ms.asked()[0].port.as_deref(), Some("-1"));
+    let mut browser = open("s2", "OpaqueRef:another").await;
+    browser.read::<12>().await;
+    browser.send(b"RFB 003.008\n").await;
+    assert_eq!(browser.end().await.0, 4004);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,7 +69,8 @@ async fn a_whole_life_with_a_server_that_comes_and_goes_and_no_secret_in_the_log
             write(&directory.join("password"), PASSWORD);
         },
     );
-    let qemu = qemu.await;
+    let mut qemu = qemu.await;
+    qemu.settle().await; // a picture of one size
     let server = FakeServer::listen().await;
     let files = tempfile::tempdir().unwrap();
     let site = free_port();
