@@ -112,10 +112,8 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
         echoes[2].push(Viewer::direct(echo_host.port).await?.echo(args.keys).await?);
     }
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-    for (what, of) in [
-        ("p50", &(|it: &Percentiles| it.p50) as &dyn Fn(&Percentiles) -> Duration),
-        ("p99", &|it| it.p99),
-    ] {
+    let percentiles: [(&str, fn(&Percentiles) -> Duration); 2] = [("p50", |it| it.p50), ("p99", |it| it.p99)];
+    for (what, of) in percentiles {
         let found = echoes
             .each_ref()
             .map(|runs| median(runs.iter().map(|run| micros(of(run))).collect()));
