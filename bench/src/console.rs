@@ -21,6 +21,9 @@ use crate::stats::Percentiles;
 
 pub(crate) use self::proxy::{Args as ServeArgs, serve};
 
+/// One of the percentiles.
+type Of = fn(&Percentiles) -> Duration;
+
 /// Measures the console proxy beside websockify (from PyPI, in a virtual environment that this command makes).
 ///
 /// The proxy is a process of its own and complete but for the agent link: tokens, both RFB handshakes, the relay. Hosts
@@ -112,7 +115,7 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
         echoes[2].push(Viewer::direct(echo_host.port).await?.echo(args.keys).await?);
     }
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-    let percentiles: [(&str, fn(&Percentiles) -> Duration); 2] = [("p50", |it| it.p50), ("p99", |it| it.p99)];
+    let percentiles: [(&str, Of); 2] = [("p50", |it| it.p50), ("p99", |it| it.p99)];
     for (what, of) in percentiles {
         let found = echoes
             .each_ref()
