@@ -140,12 +140,8 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
 async fn throughput(relay: &Relay, host: u16, tls: bool, megabytes: u32) -> anyhow::Result<f64> {
     let before = cpu_of_all(relay)?;
     let mut viewer = Viewer::through(relay, host, tls).await?;
-    let bytes = viewer.drain().await?;
-    ensure!(
-        bytes >= u64::from(megabytes) * 1_000_000,
-        "only {bytes} bytes came through {}",
-        relay.name
-    );
+    viewer.drain(u64::from(megabytes) * 1_000_000).await?;
+    drop(viewer);
     // websockify handles each connection in a process of its own; its time is its parent's once it has ended.
     sleep(Duration::from_millis(500)).await;
     let cpu = cpu_of_all(relay)?.saturating_sub(before);

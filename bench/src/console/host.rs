@@ -33,7 +33,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// Sends so many bytes and closes.
+    /// Sends so many bytes and waits for the viewer to leave: websockify loses what it has queued when a host closes.
     pub(super) async fn sending(bytes: u64) -> anyhow::Result<Self> {
         Self::listen(move |mut stream, _| async move {
             let chunk = vec![0x5a; 64 << 10];
@@ -43,7 +43,6 @@ impl Host {
                 stream.write_all(&chunk[..part]).await.ok()?;
                 left -= part;
             }
-            stream.shutdown().await.ok()?;
             stream.read_to_end(&mut Vec::new()).await.ok().map(drop)
         })
         .await

@@ -168,10 +168,15 @@ impl Viewer {
         }
     }
 
-    /// Takes everything up to the end, and looks at nothing. Answers how many bytes of screen it was.
-    pub(super) async fn drain(&mut self) -> anyhow::Result<u64> {
+    /// Takes so many bytes of screen, and looks at none.
+    pub(super) async fn drain(&mut self, wanted: u64) -> anyhow::Result<()> {
         let (mut seen, mut buffer) = (0, vec![0; 256 << 10]);
-        while let Some(length) = self.next_frame().await? {
+        while seen < wanted {
+            // The rest of a frame that began with the handshake comes first.
+            let length = match std::mem::take(&mut self.left) {
+                0 => self.next_frame().await?.context("the console ended early")?,
+                rest => rest,
+            };
             seen += length;
             let mut left = usize::try_from(length)?;
             while left > 0 {
@@ -181,7 +186,7 @@ impl Viewer {
                 left -= read;
             }
         }
-        Ok(seen)
+        Ok(())
     }
 
     /// Presses keys, each when the answer to the one before has come.
