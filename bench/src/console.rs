@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use platform::exec::{Cmd, Running};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
@@ -20,6 +20,9 @@ use crate::process;
 use crate::stats::Percentiles;
 
 pub(crate) use self::proxy::{Args as ServeArgs, serve};
+
+/// One of the percentiles.
+type Of = fn(&Percentiles) -> Duration;
 
 /// Measures the console proxy beside websockify (from PyPI, in a virtual environment that this command makes).
 ///
@@ -112,7 +115,7 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<String> {
         echoes[2].push(Viewer::direct(echo_host.port).await?.echo(args.keys).await?);
     }
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
-    let percentiles: [(&str, fn(&Percentiles) -> Duration); 2] = [("p50", |it| it.p50), ("p99", |it| it.p99)];
+    let percentiles: [(&str, Of); 2] = [("p50", |it| it.p50), ("p99", |it| it.p99)];
     for (what, of) in percentiles {
         let found = echoes
             .each_ref()

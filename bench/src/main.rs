@@ -6,6 +6,7 @@ mod console;
 mod machine;
 mod process;
 mod simulated;
+mod ssvm;
 mod stats;
 mod tls;
 
@@ -32,6 +33,7 @@ Examples:
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
   cargo run --release -p bench -- console                consoles, beside websockify
+  cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -39,6 +41,7 @@ docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the p
 enum Measurement {
     Agents(agents::Args),
     Codec(codec::Args),
+    Ssvm(ssvm::Args),
     Console(console::Args),
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
@@ -65,6 +68,7 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
         Measurement::Codec(args) => codec::measure(&args)?,
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
+        Measurement::Ssvm(args) => ssvm::measure(&args)?,
     };
     std::io::stdout()
         .lock()

@@ -14,6 +14,9 @@ const senders = ['cad', 'keys-open', 'paste-open', 'touch'].map(at);
 let rfb = null;
 let isConnected = false;
 let typing = null; // AbortController
+let standing = 0; // timer: the status goes back to what it was before the news
+
+const NEWS_MS = 6000;
 
 // Life of a connection
 
@@ -58,9 +61,9 @@ function connect() {
 
 function connected() {
     isConnected = true;
-    show('connected', wish.isViewOnly ? 'Connected, view only' : 'Connected');
     tools.forEach(tool => { tool.disabled = false; });
     viewOnly(rfb.viewOnly);
+    showConnected();
     rfb.focus({ preventScroll: true });
 }
 
@@ -86,8 +89,19 @@ function say(title, text, more) {
 }
 
 function show(state, words) {
+    clearTimeout(standing);
     at('status').dataset.state = state;
     at('status').textContent = words;
+}
+
+function showConnected() {
+    show('connected', rfb.viewOnly ? 'Connected, view only' : 'Connected');
+}
+
+/// News, for a while.
+function showNews(words) {
+    show('connected', words);
+    standing = setTimeout(showConnected, NEWS_MS);
 }
 
 /// A browser that was told to trust the page's port does not trust the console's with it.
@@ -123,7 +137,7 @@ function save() {
         link.download = `${name}-${new Date().toISOString().slice(0, 19).replaceAll(':', '-')}.png`;
         link.click();
         setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-        show('connected', 'Screenshot saved');
+        showNews('Screenshot saved');
     }, 'image/png');
 }
 
@@ -176,7 +190,7 @@ async function paste(event) {
         at('paste-text').value = ''; // may be a password
         tell(`Typed ${done} characters.`, false);
         at('paste').hidePopover();
-        show('connected', `Typed ${done} characters`);
+        showNews(`Typed ${done} characters`);
         rfb.focus();
     } else {
         tell(`Stopped after ${done} of ${keys.length} characters.`, true);
@@ -220,7 +234,7 @@ function wire() {
     at('view-only').addEventListener('click', () => {
         letGo();
         viewOnly(!rfb.viewOnly);
-        show('connected', rfb.viewOnly ? 'Connected, view only' : 'Connected');
+        showConnected();
     });
     at('scaling').addEventListener('change', event => scale(event.target.value));
     at('screenshot').addEventListener('click', save);

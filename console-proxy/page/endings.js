@@ -8,7 +8,7 @@ const ENDINGS = {
     1008: ['You may not open this console', `A link to a console works once, and for two minutes. ${AGAIN}`],
     1009: ['The console sent too much at once', `This looks like a fault of the console proxy. ${AGAIN}`],
     1011: ['The console proxy had a problem', `Its log says more. ${AGAIN}`],
-    4001: ['Somebody else opened this console', `Only one viewer at a time sees it. To take it over, open it again.`],
+    4001: ['Somebody else opened this console', `It may be you, in another window. Only one at a time sees it. ${AGAIN}`],
     4002: ['Closed because nothing happened for a long time', AGAIN],
     4003: ['The machine closed its console', `It was stopped, restarted or moved to another host. ${AGAIN}`],
     4004: ['The machine cannot be reached', 'The console proxy gets no answer from the host of this machine. Check that '

@@ -2,6 +2,7 @@
 import { keysymOf, strokesFor } from './layouts.js';
 
 const PACE_MS = 20; // QEMU's PS/2 queue holds 16 bytes, and a slow guest reads them in bursts
+const AFTER_ENTER_MS = 120; // else the next line is typed into what the last one has started
 export const MAX_TEXT = 20000; // characters; seven minutes at this pace
 
 const SHIFT = [0xffe1, 'ShiftLeft'];
@@ -36,7 +37,7 @@ export async function type(rfb, keys, byKey, signal, progress = () => {}) {
                 return done;
             }
             press(rfb, stroke, byKey);
-            await pause();
+            await pause(stroke.code === 'Enter' ? AFTER_ENTER_MS : PACE_MS);
         }
         done += 1;
         progress(done, keys.length);
@@ -57,6 +58,6 @@ function press(rfb, { keysym, code, level }, byKey) {
     }
 }
 
-function pause() {
-    return new Promise(done => { setTimeout(done, PACE_MS); });
+function pause(ms) {
+    return new Promise(done => { setTimeout(done, ms); });
 }

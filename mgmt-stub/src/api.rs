@@ -16,6 +16,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::configuration::ALLOWED_SOURCE_CIDRS;
 use crate::jobs::Wanted;
 use crate::management::Management;
+use crate::metrics::Metrics;
 use command::{Call, Command, Run, Who};
 use error::{ApiError, Code};
 use form::Pair;
@@ -40,7 +41,7 @@ pub mod session;
 mod signature;
 
 /// Bytes of a form.
-const MAX_BODY: usize = 1 << 20;
+const MAX_BODY: usize = 256 << 10;
 /// For a form to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -57,17 +58,29 @@ pub enum Trust {
 #[derive(Clone)]
 pub struct Api {
     management: Arc<Management>,
+    metrics: Arc<Metrics>,
 }
 
 impl Api {
     /// Over this management server.
     pub fn new(management: Arc<Management>) -> Self {
-        Self { management }
+        let metrics = Arc::default();
+        Self { management, metrics }
     }
 
     /// What commands work with.
     pub fn management(&self) -> &Arc<Management> {
         &self.management
+    }
+
+    /// Answers a request to `/metrics`, for the server's own socket.
+    pub fn metrics(&self) -> Response {
+        let text = self.metrics.text(&self.management);
+        http::answer(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            text,
+        )
     }
 
     /// Answers a request to `/client/api`.
@@ -95,10 +108,14 @@ impl Api {
             from,
             trust,
         };
+        let started = Instant::now();
         let answered = match read {
             Ok(()) => self.run(command, name, &asked).await,
             Err(error) => Err(error),
         };
+        let refused = answered.as_ref().err().map(|error| error.code);
+        let label = command.map_or("unknown", |command| command.name);
+        self.metrics.answered(label, refused, started.elapsed());
         match answered {
             Ok((value, cookies)) => {
                 let mut response = http::answer(StatusCode::OK, format.content_type(), format.render(&key, value));
@@ -143,6 +160,8 @@ impl Api {
             };
             match &outcome {
                 Ok(_) => debug!(elapsed = ?started.elapsed(), "Answered"),
+                // Anybody can be refused as often as he likes: no reason to fill a disk.
+                Err(error) if error.code == Code::NotAuthenticated => debug!(%error, "Refused"),
                 Err(error) => info!(%error, code = error.code.number(), "Refused"),
             }
             outcome

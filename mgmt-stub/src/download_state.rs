@@ -260,22 +260,29 @@ mod tests {
             ..DownloadAnswer::default()
         };
         let hear = |status, text, path| heard(&answer(status, text, path), Some("j1")).unwrap();
-        use DownloadStatus as Status;
         assert_eq!(
-            hear(Some(Status::Downloaded), "", "template/tmpl/2/3/a.qcow2"),
+            hear(Some(DownloadStatus::Downloaded), "", "template/tmpl/2/3/a.qcow2"),
             Heard::Done
         );
-        assert!(matches!(hear(Some(Status::Downloaded), "", ""), Heard::Failed(_)));
-        assert_eq!(hear(Some(Status::DownloadInProgress), "", "p"), Heard::Progress);
-        assert_eq!(hear(Some(Status::NotDownloaded), "", "p"), Heard::Progress);
-        assert_eq!(hear(Some(Status::Unknown), "Cannot find job", ""), Heard::Unknown);
+        assert!(matches!(
+            hear(Some(DownloadStatus::Downloaded), "", ""),
+            Heard::Failed(_)
+        ));
+        assert_eq!(hear(Some(DownloadStatus::DownloadInProgress), "", "p"), Heard::Progress);
+        assert_eq!(hear(Some(DownloadStatus::NotDownloaded), "", "p"), Heard::Progress);
         assert_eq!(
-            hear(Some(Status::DownloadError), "404\n", ""),
+            hear(Some(DownloadStatus::Unknown), "Cannot find job", ""),
+            Heard::Unknown
+        );
+        assert_eq!(
+            hear(Some(DownloadStatus::DownloadError), "404\n", ""),
             Heard::Failed("404".into())
         );
-        assert!(matches!(hear(Some(Status::DownloadError), "", ""), Heard::Failed(text) if text.contains("log")));
+        assert!(
+            matches!(hear(Some(DownloadStatus::DownloadError), "", ""), Heard::Failed(text) if text.contains("log"))
+        );
         assert!(matches!(hear(None, "?", ""), Heard::Failed(_)));
-        let other = answer(Some(Status::Downloaded), "", "p");
+        let other = answer(Some(DownloadStatus::Downloaded), "", "p");
         assert_eq!(heard(&other, Some("j2")), None, "another job's");
         assert_eq!(heard(&other, None), Some(Heard::Done), "the first answer names the job");
     }

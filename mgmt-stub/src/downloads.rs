@@ -283,10 +283,10 @@ impl Downloads {
                     return Ok(Next::Again);
                 }
                 Asked::Answer(answer, Heard::Failed(text)) => {
-                    if let Some(job) = answer.job_id {
+                    row.progress = news(&row.progress, &answer);
+                    if let Some(job) = row.progress.job.take() {
                         self.say(agent, progress(&wanted, &job, DownloadRequest::Purge)).await;
                     }
-                    row.progress.job = None;
                     self.fail_and_retry(&row, template, &text).await?;
                     return Ok(Next::Again);
                 }
@@ -482,8 +482,8 @@ impl Downloads {
                 self.say(agent, progress(&command, job, DownloadRequest::Abort)).await;
                 self.say(agent, progress(&command, job, DownloadRequest::Purge)).await;
             }
-            if row.progress.job.is_none() {
-                return Ok(()); // no agent has ever begun with it
+            if row.progress.install_path.is_none() || agent.is_none() {
+                return Ok(()); // no agent has ever begun with it, or none can be told to forget what it began
             }
         }
         let agent = agent.ok_or(DeleteError::NoAgent)?;

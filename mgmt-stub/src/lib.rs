@@ -1,4 +1,4 @@
-//! The management server of a zone. So far: the agent link on port 8250 with its own CA, and the store.
+//! The management server of a zone: keeps its system VMs alive, and serves agents, clients and browsers.
 //! Facts: agent-protocol.md and management.md; § numbers refer to the former unless a page is named.
 //!
 //! | module | |
@@ -12,7 +12,15 @@
 //! | `link` | TLS, chunks, messages |
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
+//! | [`zone`] | what a zone does: the parts below, together |
+//! | [`scanner`] | which system VMs a zone lacks |
+//! | [`system_vms`] | starts, watches and ends them |
+//! | [`driver`] | how a VM is run |
+//! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
+//! | [`downloads`] | brings templates to image stores |
+//! | [`template_sync`] | compares a store with what should be on it |
+//! | [`console`] | lets users see screens |
 //! | [`download_state`] | how far a template is |
 //! | [`store`] | SQLite: everything that outlives the process |
 //! | [`ca`] | the certificate authority |
@@ -25,6 +33,7 @@
 //! | [`client`] | asks a running server over its socket |
 //! | [`management`] | what commands work with |
 //! | [`configuration`] | settings |
+//! | [`metrics`] | numbers for Prometheus |
 //! | [`jobs`] | work that goes on after its caller was answered |
 //! | [`alerts`] | kinds of alerts |
 //! | [`password`] | passwords of users |
@@ -50,6 +59,7 @@ pub mod jobs;
 mod link;
 pub mod live;
 pub mod management;
+pub mod metrics;
 pub mod page;
 pub mod password;
 mod random;

@@ -40,8 +40,6 @@ const MIN_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
 /// Something is sent at least this often, so that both ends notice a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// A session that has ended is shown nothing new after this time.
-const SESSION_CHECK: Duration = Duration::from_secs(1);
 /// Pages at the same time.
 const MAX_STREAMS: usize = 64;
 
@@ -186,7 +184,6 @@ impl Live {
             api: self.api.clone(),
             state: self.state.subscribe(),
             session,
-            checked: Instant::now(),
             sent: 0,
             heartbeat: Instant::now() + HEARTBEAT,
             stop: self.stop.clone(),
@@ -248,8 +245,6 @@ struct Page {
     state: watch::Receiver<Option<Arc<State>>>,
     /// Hash of the session's id.
     session: String,
-    /// When the session was known to be good.
-    checked: Instant,
     /// Version of the state that was sent.
     sent: u64,
     heartbeat: Instant,
@@ -286,12 +281,9 @@ impl Page {
         }
     }
 
-    async fn check_session(&mut self) -> Option<()> {
-        if self.checked.elapsed() >= SESSION_CHECK {
-            self.api.is_session_open(&self.session).await.then_some(())?;
-            self.checked = Instant::now();
-        }
-        Some(())
+    /// Before each message: a session that has ended is shown nothing new.
+    async fn check_session(&self) -> Option<()> {
+        self.api.is_session_open(&self.session).await.then_some(())
     }
 }
 

@@ -56,7 +56,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server until SIGTERM or SIGINT.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// List the hosts, also while the server runs.
     Hosts {
         /// As JSON, one object for each host.
@@ -285,7 +285,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Serve(arguments) => serve(&cli.data_dir, arguments).await,
+        Command::Serve(arguments) => serve(&cli.data_dir, *arguments).await,
         Command::Hosts { json } => hosts(&cli.data_dir, json).await,
         Command::Api(arguments) => api(&cli.data_dir, arguments).await,
         Command::ResetAdminPassword => reset_admin_password(&cli.data_dir).await,
@@ -449,10 +449,10 @@ async fn stop_system_vms(data_dir: &Path) -> anyhow::Result<()> {
         novnc: None,
     };
     let (stopped, failed) = open_processes(data_dir, nothing)?.stop_all().await;
-    let text: String = stopped.iter().map(|name| format!("{name}\n")).collect();
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing the list")?;
+    let mut stdout = std::io::stdout();
+    for name in stopped {
+        writeln!(stdout, "{name}").context("writing the list")?;
+    }
     match failed.into_iter().next() {
         Some(error) => Err(error.into()),
         None => Ok(()),

@@ -397,6 +397,7 @@ impl SystemVms {
             return Ok(vm);
         }
         let store = &self.inner.store;
+        let known = vm.reason.clone();
         let vm = store
             .instance_event(&vm, InstanceEvent::StartRequested, "being started")
             .await?;
@@ -410,12 +411,14 @@ impl SystemVms {
                 Ok(vm)
             }
             Err(error) => {
-                let why = chain(&error).to_string();
-                let event = InstanceEvent::OperationFailed;
+                let why = format!("cannot be started: {}", chain(&error));
                 store
-                    .instance_event(&vm, event, format!("cannot be started: {why}"))
+                    .instance_event(&vm, InstanceEvent::OperationFailed, why.as_str())
                     .await?;
-                self.alert(&vm, format!("{} cannot be started: {why}", vm.name)).await;
+                // Each scan tries again: what a person knows already is told once.
+                if known != why {
+                    self.alert(&vm, format!("{} {why}", vm.name)).await;
+                }
                 Err(error)
             }
         }

@@ -314,7 +314,13 @@ mod tests {
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, None, Limits::default(), Arc::new(Address), stop.clone()));
+        let server = tokio::spawn(serve(
+            listener,
+            None,
+            Limits::default(),
+            Arc::new(Address),
+            stop.clone(),
+        ));
         let mut stream = UnixStream::connect(&path).await.unwrap();
         stream
             .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

@@ -52,7 +52,8 @@ impl Algorithm {
         }
     }
 
-    fn by_name(name: &str) -> Option<Self> {
+    /// By its Java name, in either case.
+    pub fn by_name(name: &str) -> Option<Self> {
         ALL.into_iter()
             .find(|algorithm| algorithm.name().eq_ignore_ascii_case(name))
     }

@@ -86,12 +86,6 @@ pub fn judge(file: &File, format: ImageFormat, limits: &Limits) -> Result<Judged
     judge_window(Window::of_file(file)?, format, limits)
 }
 
-/// What the content looks like, for people; to say what is there instead of an image.
-pub fn describe(file: &File) -> io::Result<String> {
-    let window = Window::of_file(file)?;
-    Ok(signature::describe(&window, &signature::all(&window)?)?)
-}
-
 fn judge_window(window: Window<'_>, format: ImageFormat, limits: &Limits) -> Result<Judged, Refusal> {
     if window.len() == 0 {
         return other("the file is empty; check what the URL gives");

@@ -29,7 +29,7 @@ mod tests {
             );
         }
         for mount in vectors["mounts"].as_array().unwrap() {
-            let url = reqwest::Url::parse(mount["url"].as_str().unwrap()).unwrap();
+            let url = url::Url::parse(mount["url"].as_str().unwrap()).unwrap();
             let name = format!("{}:{}", mount["resolved_ip"].as_str().unwrap(), url.path());
             assert_eq!(mount_uuid(&name), mount["dir"].as_str().unwrap());
         }

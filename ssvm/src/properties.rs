@@ -3,7 +3,7 @@
 //! They are Java properties, read by other SSVMs and by the original: ISO 8859-1, with escapes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::str::Chars;
 
 use time::{OffsetDateTime, UtcOffset};
@@ -61,7 +61,7 @@ impl Properties {
     }
 
     /// Sets a value.
-    pub fn set(&mut self, key: impl Into<String>, value: impl ToString) {
+    pub fn set(&mut self, key: impl Into<String>, value: &(impl Display + ?Sized)) {
         self.0.insert(key.into(), value.to_string());
     }
 
@@ -118,22 +118,22 @@ impl Image<'_> {
         if let Some(checksum) = self.checksum {
             properties.set("checksum", checksum);
         }
-        properties.set("hvm", self.hvm);
-        properties.set("size", self.size);
+        properties.set("hvm", &self.hvm);
+        properties.set("size", &self.size);
         properties
     }
 
     /// Stage 2: finished. `extension` is that of the format.
     pub fn stage2(&self, id: i64, unique_name: &str, extension: &str, virtual_size: u64) -> Properties {
         let mut properties = self.stage1();
-        properties.set("id", id);
-        properties.set("public", true);
+        properties.set("id", &id);
+        properties.set("public", &true);
         properties.set("uniquename", unique_name);
-        properties.set("virtualsize", virtual_size);
-        properties.set(extension, true);
+        properties.set("virtualsize", &virtual_size);
+        properties.set(extension, &true);
         properties.set(format!("{extension}.filename"), self.filename);
-        properties.set(format!("{extension}.size"), self.size);
-        properties.set(format!("{extension}.virtualsize"), virtual_size);
+        properties.set(format!("{extension}.size"), &self.size);
+        properties.set(format!("{extension}.virtualsize"), &virtual_size);
         properties
     }
 }

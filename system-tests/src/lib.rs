@@ -5,6 +5,7 @@
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
+//! | [`qmp`] | what a machine in QEMU really shows |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`wait`] | waiting for a condition, with a limit |
 //! | [`zone`] | a zone of plain processes in a directory of its own |
@@ -14,6 +15,7 @@
 pub mod browser;
 pub mod programs;
 pub mod python;
+pub mod qmp;
 pub mod source;
 pub mod wait;
 pub mod zone;

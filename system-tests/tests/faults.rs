@@ -258,7 +258,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
             "bomb",
             source.put("bomb.qcow2.gz", Content::Bytes(bomb.into())),
             None,
-            &["ratio"],
+            &["decompression bomb"],
         ),
         (
             "backing",

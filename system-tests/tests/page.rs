@@ -1,6 +1,6 @@
 //! The web page, used in a real browser against the real server.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -347,6 +347,20 @@ async fn a_session_that_ends_is_asked_for_again_without_losing_the_view() {
         .await
         .unwrap();
     page.wait_for_text("Live", LIMIT).await.unwrap();
+    page.check_clean().unwrap();
+}
+
+#[tokio::test]
+async fn logging_out_in_one_tab_ends_what_another_tab_is_shown() {
+    let server = Server::start().await;
+    let browser = Browser::start().await.unwrap();
+    let page = server.logged_in(&browser).await;
+    let other = browser.open(&server.page()).await.unwrap();
+    other.wait_for_text("Live", LIMIT).await.unwrap();
+    other.click("button[title='Log out']").await.unwrap();
+    // The event of the logout is the first thing that the other tab must not be told any more.
+    page.wait_for_text("Your session has ended", LIMIT).await.unwrap();
+    assert!(!text(&page).await.contains("USER.LOGOUT"));
     page.check_clean().unwrap();
 }
 

@@ -94,6 +94,7 @@ async fn a_template_is_registered_watched_and_deleted_and_a_bad_one_says_why() {
     page.wait_for(&format!("{progress}?.value > 0"), WORK_LIMIT)
         .await
         .unwrap();
+    shows(&page, "from the page", "MiB/s", WORK_LIMIT).await;
     page.screenshot("zone-downloading").await.unwrap();
     let mut seen = Vec::new();
     let started = Instant::now();

@@ -8,9 +8,9 @@
 mod cpio;
 mod disk;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use platform::exec::Cmd;
@@ -28,6 +28,11 @@ const BOOT_TOOLS: [&str; 3] = ["mtools", "syslinux", "syslinux-common"];
 
 /// Made anew when this changes, as it is when the packages change.
 const RECIPE: u32 = 1;
+/// Names what the guest was made of.
+const KEY: &str = "packages";
+const MAX_KEY: u64 = 4096;
+/// Changed by `apt-get update`.
+const APT_LISTS: &str = "/var/lib/apt/lists";
 const DOWNLOAD_LIMIT: Duration = Duration::from_mins(10);
 const UNPACK_LIMIT: Duration = Duration::from_mins(2);
 
@@ -55,6 +60,10 @@ pub(crate) async fn ensure(install: Install) -> anyhow::Result<Guest> {
         initramfs: directory.join("initramfs"),
         disk: directory.join("demo.qcow2"),
     };
+    if is_unchanged(&guest, &directory) {
+        eprintln!("The guest is in {}", directory.display());
+        return Ok(guest);
+    }
     let packages = match candidates().await {
         Ok(packages) => packages,
         Err(error) => {
@@ -65,6 +74,8 @@ pub(crate) async fn ensure(install: Install) -> anyhow::Result<Guest> {
     };
     let key = key(&packages);
     if is_made(&guest, &directory, &key)? {
+        // Looked up: not again before the lists change.
+        let _ = File::open(directory.join(KEY)).and_then(|file| file.set_modified(SystemTime::now()));
         eprintln!("The guest is in {}", directory.display());
         return Ok(guest);
     }
@@ -74,12 +85,25 @@ pub(crate) async fn ensure(install: Install) -> anyhow::Result<Guest> {
 }
 
 fn key(packages: &[Package]) -> String {
-    format!("recipe {RECIPE}\n{}\n", packages.join("\n"))
+    packages
+        .iter()
+        .fold(format!("recipe {RECIPE}\n"), |key, package| key + package + "\n")
+}
+
+/// Whether it was made by this recipe and apt has not learnt of other packages since; asking apt takes seconds.
+fn is_unchanged(guest: &Guest, directory: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    let Ok(Some(written)) = files::read_limited(directory.join(KEY), MAX_KEY) else {
+        return false;
+    };
+    let written = String::from_utf8_lossy(&written);
+    let is_whole = written.starts_with(&key(&[])) && written.ends_with(&sizes(guest));
+    is_whole && modified(&directory.join(KEY)) > modified(Path::new(APT_LISTS))
 }
 
 /// The key is written last, and with it the sizes: a file that was cut off or deleted is noticed.
 fn is_made(guest: &Guest, directory: &Path, key: &str) -> anyhow::Result<bool> {
-    let written = files::read_limited(directory.join("packages"), 4096)?;
+    let written = files::read_limited(directory.join(KEY), MAX_KEY)?;
     Ok(written.as_deref() == Some(format!("{key}{}", sizes(guest)).as_bytes()))
 }
 
@@ -197,7 +221,7 @@ async fn make(packages: &[Package], key: &str, directory: &Path, install: Instal
             .with_context(|| format!("copying {}", copyright.display()))?;
     }
     disk::make(&guest, &root, &sorted(&downloads)?, work.path()).await?;
-    let _ = files::replace(fresh.join("packages"), format!("{key}{}", sizes(&guest)), 0o644)?;
+    let _ = files::replace(fresh.join(KEY), format!("{key}{}", sizes(&guest)), 0o644)?;
     remove_directory(directory)?;
     fs::rename(&fresh, directory).with_context(|| format!("putting the guest to {}", directory.display()))
 }

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 13] = [
+pub(crate) const ALL: [Tool; 19] = [
     CC,
     LIBC,
     Tool {
@@ -120,6 +120,36 @@ pub(crate) const ALL: [Tool; 13] = [
         sign: Program("cpio"),
         source: Debian("cpio"),
         why: "reads the initramfs that we write, in tests",
+    },
+    Tool {
+        sign: Program("genisoimage"),
+        source: Debian("genisoimage"),
+        why: "makes ISO images, in tests",
+    },
+    Tool {
+        sign: Program("xz"),
+        source: Debian("xz-utils"),
+        why: "unpacks xz for ssvm, and packs it in tests",
+    },
+    Tool {
+        sign: Program("bzip2"),
+        source: Debian("bzip2"),
+        why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("zip"),
+        source: Debian("zip"),
+        why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("bindfs"),
+        source: Debian("bindfs"),
+        why: "is the store that hangs, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/mkfs.ext4"),
+        source: Debian("e2fsprogs"),
+        why: "makes the file system that hangs, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -297,8 +327,8 @@ mod tests {
         let steps = plan(&ALL, true, true);
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-             gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm \
-             qemu-system-x86 qemu-utils cpio",
+             gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
+             qemu-utils cpio genisoimage xz-utils bzip2 zip bindfs e2fsprogs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

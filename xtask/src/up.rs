@@ -8,6 +8,7 @@ mod progress;
 mod qmp;
 mod source;
 mod state;
+mod table;
 mod vm;
 
 use std::env;
@@ -34,13 +35,14 @@ use api::{Api, text};
 use progress::Progress;
 use source::Source;
 use state::{Running, State};
+use table::{columns, is_up, state_of, system_vm_line};
 
 const DIRECTORY: &str = "target/zone";
 const USER: &str = "admin";
 const GUEST_NAME: &str = "demo-guest";
 const TEMPLATE_NAME: &str = "demo";
 /// The server opens its database and its sockets; a second in a debug build.
-const SERVER_LIMIT: Duration = Duration::from_secs(60);
+const SERVER_LIMIT: Duration = Duration::from_mins(1);
 /// For the system VMs to be Up.
 const SYSTEM_VMS_LIMIT: Duration = Duration::from_mins(3);
 /// For the template, without any progress.
@@ -53,6 +55,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const PACE: u32 = 8 << 20;
 /// Lines of a failed program's log that are shown.
 const LOG_LINES: usize = 25;
+/// Beside `zone.json`, and stays when that goes.
+const FIRST_PASSWORD: &str = "first-password";
 const LOG_BYTES: u64 = 64 << 20;
 
 /// A zone on this machine: management server, system VMs, a demo guest and a demo template. Prints where to look.
@@ -170,7 +174,7 @@ impl Zone {
         let fresh = State {
             url: format!("http://{}/client/", arguments.http),
             user: USER.into(),
-            password: None,
+            password: String::new(),
             programs: programs(&arguments.profile)?,
             data_dir: directory.join("data"),
             store: directory.join("store"),
@@ -292,11 +296,15 @@ impl Zone {
             );
             sleep(LOOK).await;
         }
-        if is_new {
+        // Once: later it would undo the user's own.
+        let first = self.directory.join(FIRST_PASSWORD);
+        if is_new || !first.exists() {
             let reset = api.mgmt_stub().arg("reset-admin-password").run().await?;
-            self.state.password = Some(reset.text().trim().to_owned());
-            self.state.save(&self.directory)?;
+            let _ = files::replace(&first, reset.text().trim(), 0o600)?;
         }
+        let password = files::read_limited(&first, 1024)?.unwrap_or_default();
+        self.state.password = String::from_utf8_lossy(&password).into_owned();
+        self.state.save(&self.directory)?;
         // What `up` itself serves is on loopback, where an SSVM does not go unless it is allowed to.
         let setting = "secstorage.allowed.internal.sites";
         let found = api
@@ -480,17 +488,15 @@ impl Zone {
             };
             rows.push(["template".into(), text(&template, "name").into(), state.into()]);
         }
-        let password = match &self.state.password {
-            Some(password) => format!("{password}  (good for one login; the page then asks for another)"),
-            None => format!(
-                "the one you chose; `{} --data-dir {} reset-admin-password` makes a new one",
-                api.program.display(),
-                api.data_dir.display()
-            ),
-        };
-        let State { url, user, console, .. } = &self.state;
+        let State {
+            url,
+            user,
+            password,
+            console,
+            ..
+        } = &self.state;
         Ok(format!(
-            "{}\nPage      {url}\nUser      {user}\nPassword  {password}\nConsole   the button beside {GUEST_NAME} on the \
+            "{}\nPage      {url}\nUser      {user}\nPassword  {password} (for the first login; the page then asks for your own)\nConsole   the button beside {GUEST_NAME} on the \
              page; consoles are on {console}\nState     {}\nEnd it    cargo xtask down{}\n",
             columns(&rows),
             self.directory.join("zone.json").display(),
@@ -557,41 +563,6 @@ async fn templates(api: &Api) -> anyhow::Result<Vec<Value>> {
         .await
 }
 
-fn is_up(vm: &Value) -> bool {
-    text(vm, "state") == "Running" && text(vm, "agentstate") == "Up"
-}
-
-fn system_vm_line(vm: &Value) -> String {
-    format!("{}: {}", text(vm, "name"), state_of(vm))
-}
-
-/// State, agent, and the reason if it is not Up.
-fn state_of(vm: &Value) -> String {
-    let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
-    let mut words = state.to_owned();
-    if !agent.is_empty() {
-        words += &format!(", agent {agent}");
-    }
-    if !is_up(vm) && !reason.is_empty() {
-        words += &format!(": {reason}");
-    }
-    words
-}
-
-/// Cells one below the other.
-fn columns(rows: &[[String; 3]]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    };
-    let (first, second) = (width(0), width(1));
-    rows.iter()
-        .map(|[kind, name, state]| format!("{kind:first$}  {name:second$}  {state}\n"))
-        .collect()
-}
-
 /// The end of a program's log, for the error that says it failed.
 fn end_of(log: &Path) -> anyhow::Result<String> {
     let bytes = files::read_limited(log, LOG_BYTES)?.unwrap_or_default();
@@ -603,29 +574,7 @@ fn end_of(log: &Path) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn a_system_vm_that_is_not_up_says_why() {
-        let down = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Disconnected", "reason": "no ping"});
-        assert_eq!(system_vm_line(&down), "s-1-VM: Running, agent Disconnected: no ping");
-        let up = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Up", "reason": "Up"});
-        assert_eq!(system_vm_line(&up), "s-1-VM: Running, agent Up");
-    }
-
-    #[test]
-    fn a_table_is_aligned() {
-        let rows = [
-            ["guest".into(), "demo-guest".into(), "Running".into()],
-            ["template".into(), "demo".into(), "Ready".into()],
-        ];
-        assert_eq!(
-            columns(&rows),
-            "guest     demo-guest  Running\ntemplate  demo        Ready\n"
-        );
-    }
 
     #[tokio::test]
     async fn down_where_nothing_is_up_is_no_error() {
@@ -641,8 +590,8 @@ mod tests {
     fn only_the_end_of_a_log_is_shown() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        let text: String = (1..=100).map(|line| format!("{line}\n")).collect();
-        let _ = files::replace(&log, text, 0o600).unwrap();
+        let lines: Vec<String> = (1..=100).map(|line| line.to_string()).collect();
+        let _ = files::replace(&log, lines.join("\n"), 0o600).unwrap();
         let end = end_of(&log).unwrap();
         assert!(end.ends_with("\n99\n100"), "{end}");
         assert_eq!(end.lines().count(), 1 + LOG_LINES);

@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str], &[&str]); 11] = [
     ("agent", &["platform", "protocol"], &[]),
     (
         "bench",
-        &["agent", "console-proxy", "mgmt-stub", "platform", "protocol"],
+        &["agent", "console-proxy", "mgmt-stub", "platform", "protocol", "ssvm"],
         &[],
     ),
     ("console-proxy", &["agent", "platform", "protocol"], &[]),

@@ -14,7 +14,7 @@ const ACTIONS = {
     reboot: { command: "rebootSystemVm", icon: "reboot", label: "Reboot", working: "Rebooting", done: "has been rebooted", from: ["Running"],
         title: (vm) => `Reboot ${vm.name}?`, text: interruption },
     stop: { command: "stopSystemVm", icon: "stop", label: "Stop", working: "Stopping", done: "has stopped", from: ["Running", "Starting", "Stopping"],
-        title: (vm) => `Stop ${vm.name}?`, text: interruption },
+        title: (vm) => `Stop ${vm.name}?`, text: (vm) => `${interruption(vm)} If the zone needs it, it is started again by itself.` },
     destroy: { command: "destroySystemVm", icon: "remove", label: "Destroy", working: "Destroying", done: "has been destroyed", from: ["Running", "Stopped", "Starting", "Stopping", "Error"],
         title: (vm) => `Destroy ${vm.name}?`, isDangerous: true,
         text: (vm) => `${interruption(vm)} The zone makes a new one by itself; nothing that users own is lost.` },

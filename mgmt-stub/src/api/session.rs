@@ -31,6 +31,8 @@ const WRONG_WINDOW: Duration = Duration::from_mins(5);
 const MAX_REMEMBERED: usize = 4096;
 /// Passwords that are looked at at the same time: each keeps a core busy.
 const MAX_VERIFYING: usize = 2;
+/// Bytes of a user's name.
+const MAX_NAME: usize = 255;
 /// Bytes of a password that is looked at.
 const MAX_PASSWORD: usize = 1024;
 
@@ -94,42 +96,37 @@ impl Default for Logins {
 }
 
 impl Logins {
-    /// May this name be tried from there?
+    /// May this name be tried from there? Counts the try as wrong until [`Logins::forgive`]: many at once are no way
+    /// around the limit.
     fn admit(&self, who: &(String, Option<IpAddr>)) -> Result<(), ApiError> {
-        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        match wrong.get(who) {
-            Some(wrong) if wrong.count >= MAX_WRONG && wrong.since.elapsed() < WRONG_WINDOW => {
-                let wait = WRONG_WINDOW.saturating_sub(wrong.since.elapsed()).as_secs() + 1;
-                let text = format!("too many wrong passwords for this user; try again in {wait} seconds");
-                Err(ApiError::new(Code::TooManyRequests, text))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn remember(&self, who: (String, Option<IpAddr>), is_good: bool) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_good {
-            wrong.remove(&who);
-            return;
-        }
+        let is_over = |wrong: &Wrong| wrong.since.elapsed() >= WRONG_WINDOW;
         if wrong.len() >= MAX_REMEMBERED {
-            wrong.retain(|_, wrong| wrong.since.elapsed() < WRONG_WINDOW);
+            wrong.retain(|_, wrong| !is_over(wrong));
         }
         if wrong.len() >= MAX_REMEMBERED {
             wrong.clear(); // an attacker with very many names or addresses
         }
-        let entry = wrong.entry(who).or_insert(Wrong {
+        let new = || Wrong {
             count: 0,
             since: Instant::now(),
-        });
-        if entry.since.elapsed() >= WRONG_WINDOW {
-            *entry = Wrong {
-                count: 0,
-                since: Instant::now(),
-            };
+        };
+        let entry = wrong.entry(who.clone()).or_insert_with(new);
+        if is_over(entry) {
+            *entry = new();
+        }
+        if entry.count >= MAX_WRONG {
+            let wait = WRONG_WINDOW.saturating_sub(entry.since.elapsed()).as_secs() + 1;
+            let text = format!("too many wrong passwords for this user; try again in {wait} seconds");
+            return Err(ApiError::new(Code::TooManyRequests, text));
         }
         entry.count += 1;
+        Ok(())
+    }
+
+    /// It was the right one.
+    fn forgive(&self, who: &(String, Option<IpAddr>)) {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).remove(who);
     }
 
     /// Whether the password is the one of the hash; takes as long for a user who does not exist.
@@ -165,17 +162,16 @@ pub async fn log_in(
             format!("Failed to authenticate user {name} in domain {domain_path}; please provide valid credentials"),
         )
     };
-    let who = (name.to_lowercase(), from);
-    management.logins.admit(&who)?;
-    if name.len() > 255 || password.expose().len() > MAX_PASSWORD {
+    if name.len() > MAX_NAME || password.expose().len() > MAX_PASSWORD {
         return Err(refused());
     }
+    let who = (name.to_lowercase(), from);
+    management.logins.admit(&who)?;
     let found = management.store.user_by_name(name, domain_path.clone()).await?;
     let hash = found.as_ref().and_then(|identity| identity.user.password_hash.clone());
     let is_good = management.logins.verify(password, hash).await;
     let found = found.filter(|_| is_good);
     let Some(identity) = found else {
-        management.logins.remember(who, false);
         tracing::warn!(user = name, ?from, "Login refused: wrong user or password");
         return Err(refused());
     };
@@ -183,7 +179,7 @@ pub async fn log_in(
         tracing::warn!(user = name, "Login refused: the one-time password was used already");
         return Err(refused());
     }
-    management.logins.remember(who, true);
+    management.logins.forgive(&who);
     let (id, key) = (random::url_safe(ID_LEN), random::url_safe(ID_LEN));
     let timeout = management.configuration.time(&SESSION_TIMEOUT);
     let expired = OffsetDateTime::now_utc() - timeout;

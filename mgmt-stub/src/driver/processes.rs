@@ -156,7 +156,7 @@ impl Processes {
         Ok(find_by_argument(&self.path(name, "cmdline")?))
     }
 
-    async fn power_on(&self, vm: &VmSpec) -> Result<(), DriverError> {
+    fn power_on(&self, vm: &VmSpec) -> Result<(), DriverError> {
         let name = vm.name.as_str();
         if let Power::On = self.power(name) {
             return Ok(());
@@ -305,7 +305,7 @@ impl Driver for Processes {
     }
 
     fn start<'a>(&'a self, vm: &'a VmSpec) -> Doing<'a, ()> {
-        Box::pin(self.power_on(vm))
+        Box::pin(async { self.power_on(vm) })
     }
 
     fn stop<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {

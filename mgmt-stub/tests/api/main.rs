@@ -4,6 +4,7 @@
 mod answers;
 mod discovery;
 mod jobs;
+mod live;
 mod session;
 mod signature;
 mod support;

@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use hyper::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use crate::support::Server;
 
@@ -52,7 +54,7 @@ async fn only_get_and_post_and_only_forms_of_a_sane_size() {
         .await;
     assert_eq!(seen.status, 400);
     assert!(
-        seen.text.contains("the body is longer than 1048576 bytes"),
+        seen.text.contains("the body is longer than 262144 bytes"),
         "{}",
         seen.text
     );
@@ -183,4 +185,28 @@ async fn the_socket_is_for_its_owner_only() {
     let server = Server::start().await;
     let socket = server.data_dir().join("api.sock");
     assert_eq!(std::fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_is_answered_is_counted_and_shown_to_the_owner_of_the_socket() {
+    let server = Server::start().await;
+    server.api("listZones", &[]).await.unwrap();
+    server.api("listZones", &[("page", "1")]).await.unwrap_err();
+    server.get("command=frobnicate&response=json").await;
+    let mut socket = UnixStream::connect(server.data_dir().join("api.sock")).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    socket.write_all(request).await.unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    for line in [
+        "mgmt_api_requests_total{command=\"listZones\",code=\"200\"} 1",
+        "mgmt_api_requests_total{command=\"listZones\",code=\"431\"} 1",
+        "mgmt_api_requests_total{command=\"unknown\",code=\"432\"} 1",
+        "mgmt_api_answer_seconds_count 3",
+        "mgmt_agents_connected 0",
+        "mgmt_jobs_pending 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
 }

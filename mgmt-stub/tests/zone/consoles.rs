@@ -45,6 +45,9 @@ fn creator() -> Creator {
     }
 }
 
+/// What somebody may try.
+type Change = fn(&mut ConsoleAccessAuthenticationCommand);
+
 /// Opens a token as a console proxy does.
 async fn open(zone: &TestZone, token: &Secret<String>) -> Value {
     use base64::Engine;
@@ -153,18 +156,17 @@ async fn everything_about_a_token_must_be_right() {
     zone.up(ConsoleProxy).await;
     let vm = instance(&zone, InstanceState::Running).await;
     let consoles = &zone.zone.consoles;
-    type Change = fn(&mut ConsoleAccessAuthenticationCommand);
     let changes: [(&str, Change); 7] = [
         ("host", |question| question.host = Some("10.9.9.9".into())),
         ("port", |question| question.port = Some("5902".into())),
         ("sid", |question| question.sid = Some(Secret::new("other".into()))),
         ("instance", |question| {
-            question.vm_id = Some("6d1f2a34-0b8e-4c5d-9e7f-112233445566".into())
+            question.vm_id = Some("6d1f2a34-0b8e-4c5d-9e7f-112233445566".into());
         }),
         ("no instance", |question| question.vm_id = None),
         ("no ticket", |question| question.ticket = None),
         ("session", |question| {
-            question.session_uuid = Some("0f0e0d0c-0b0a-4908-8706-050403020100".into())
+            question.session_uuid = Some("0f0e0d0c-0b0a-4908-8706-050403020100".into());
         }),
     ];
     for (what, change) in changes {

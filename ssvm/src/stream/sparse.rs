@@ -10,7 +10,7 @@ use super::StreamError;
 const WRITE: usize = 1 << 20;
 
 /// Zeros are left out in blocks of this many bytes.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Written bytes after which we wait for the disk: what a power cut or a slow store can hold back.
 const MAX_DIRTY: u64 = 32 << 20;
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn what_was_behind_the_point_of_resumption_is_gone() {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[7; 300_000], 0).unwrap();
+        file.write_all_at(&vec![7; 300_000], 0).unwrap();
         let mut sparse = SparseFile::resume(file.try_clone().unwrap(), 100).unwrap();
         sparse.write(&vec![0; 200_000]).unwrap();
         assert_eq!(sparse.finish().unwrap(), 200_100);
@@ -232,7 +232,7 @@ mod tests {
                 sparse.write(&piece).unwrap();
                 wanted.extend(piece);
             }
-            prop_assert_eq!(sparse.finish().unwrap(), wanted.len() as u64);
+            prop_assert_eq!(sparse.finish().unwrap(), length(&wanted));
             prop_assert!(contents(&file) == wanted);
         }
     }

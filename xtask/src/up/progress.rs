@@ -63,17 +63,17 @@ fn line(template: &Value) -> String {
         return status.to_owned();
     };
     let bar = usize::try_from(percent.min(100) / 5).unwrap_or_default();
-    let mut line = format!("[{}{}] {percent:3} %", "#".repeat(bar), "-".repeat(20 - bar));
-    if let Some(bytes) = number("downloadbytes") {
-        line += &format!("  {}", mib(bytes));
-    }
-    if let Some(rate) = number("downloadrate").filter(|rate| *rate > 0) {
-        line += &format!("  {}/s", mib(rate));
-    }
-    if let Some(seconds) = number("downloadeta") {
-        line += &format!("  {seconds} s to go");
-    }
-    line
+    let bytes = number("downloadbytes").filter(|bytes| *bytes > 0).map(mib);
+    let rate = number("downloadrate")
+        .filter(|rate| *rate > 0)
+        .map(|rate| format!("{}/s", mib(rate)));
+    let eta = number("downloadeta").map(|seconds| format!("{seconds} s to go"));
+    let bar = format!("[{}{}] {percent:3} %", "#".repeat(bar), "-".repeat(20 - bar));
+    [Some(bar), bytes, rate, eta]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("  ")
 }
 
 /// With one digit after the point.

@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::assets;
+
 /// Sent at once; between two of them the pace is kept.
 const PIECE: usize = 256 << 10;
 
@@ -100,8 +102,7 @@ async fn digest(path: &Path) -> anyhow::Result<(u64, String)> {
         digest.update(&piece);
         size += u64::try_from(read)?;
     }
-    let hex = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((size, hex))
+    Ok((size, assets::hex(&digest.finalize())))
 }
 
 impl Handler for Shared {

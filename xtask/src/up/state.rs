@@ -18,8 +18,8 @@ pub(crate) struct State {
     /// The web page.
     pub(crate) url: String,
     pub(crate) user: String,
-    /// Good for one login; `None` where an earlier `up` has shown it, or the user has chosen another.
-    pub(crate) password: Option<String>,
+    /// Good for the first login, in which the user chooses another.
+    pub(crate) password: String,
     /// Where the programs that run were taken from.
     pub(crate) programs: PathBuf,
     /// Of `mgmt-stub`.
@@ -117,7 +117,7 @@ mod tests {
         let state = State {
             url: "http://127.0.0.1:8080/client/".into(),
             user: "admin".into(),
-            password: Some("once".into()),
+            password: "once".into(),
             programs: "target/release".into(),
             data_dir: "data".into(),
             store: "store".into(),

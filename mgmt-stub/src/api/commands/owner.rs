@@ -35,36 +35,50 @@ impl Owners {
             })
         })
     }
+
+    /// `tags` of a thing.
+    pub(super) fn tags_of(&self, resource: &str) -> Vec<Value> {
+        let own = self.tags.iter().filter(|tag| tag.resource == resource);
+        own.map(|tag| self.describe_tag(tag)).collect()
+    }
+
+    /// All tags, by thing and key.
+    pub(super) fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
+    /// Who put it there may not be the owner of the thing.
+    pub(super) fn describe_tag(&self, tag: &Tag) -> Value {
+        let (account, domain) = self.account(tag.account);
+        json!({
+            "key": tag.key,
+            "value": tag.value,
+            "resourcetype": tag.resource_type,
+            "resourceid": tag.resource,
+            "customer": tag.customer,
+            "account": account.map(|account| &account.name),
+            "domainid": domain.map(|domain| domain.uuid),
+            "domain": domain.map(|domain| &domain.name),
+        })
+    }
+
+    fn account(&self, id: AccountId) -> (Option<&Account>, Option<&Domain>) {
+        let account = self.accounts.iter().find(|row| row.id == id);
+        let domain = account.and_then(|account| self.domains.iter().find(|domain| domain.id == account.domain));
+        (account, domain)
+    }
 }
 
 /// `account`, `domain` and the like, and `tags`.
 pub(super) fn fields(owners: &Owners, account: AccountId, resource: &str) -> Map<String, Value> {
-    let account = owners.accounts.iter().find(|row| row.id == account);
-    let domain = account.and_then(|account| owners.domains.iter().find(|domain| domain.id == account.domain));
-    let tags: Vec<Value> = owners
-        .tags
-        .iter()
-        .filter(|tag| tag.resource == resource)
-        .map(|tag| {
-            json!({
-                "key": tag.key,
-                "value": tag.value,
-                "resourcetype": tag.resource_type,
-                "resourceid": tag.resource,
-                "customer": tag.customer,
-                "account": account.map(|account| &account.name),
-                "domainid": domain.map(|domain| domain.uuid),
-                "domain": domain.map(|domain| &domain.name),
-            })
-        })
-        .collect();
+    let (account, domain) = owners.account(account);
     let fields = json!({
         "account": account.map(|account| &account.name),
         "accountid": account.map(|account| account.uuid),
         "domain": domain.map(|domain| &domain.name),
         "domainid": domain.map(|domain| domain.uuid),
         "domainpath": domain.map(|domain| &domain.path),
-        "tags": tags,
+        "tags": owners.tags_of(resource),
     });
     fields.as_object().cloned().unwrap_or_default()
 }

@@ -1,8 +1,8 @@
 //! Tags.
 
-use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::owner::Owners;
 use crate::api::command::Kind::{List, Map, Text};
 use crate::api::command::{Call, Command, Field, Job, Outcome, Who, optional, ready, required};
 use crate::api::error::ApiError;
@@ -116,46 +116,20 @@ fn resources(call: &Call) -> Result<Vec<Uuid>, ApiError> {
 }
 
 async fn list_tags(call: Call) -> Result<Outcome, ApiError> {
-    let tags = call.management.store.tags().await?;
+    let owners = Owners::load(&call.management.store).await?;
     let is = |name: &str, found: &str| call.text(name).is_none_or(|wanted| wanted == found);
-    let mut rows = Vec::new();
-    for tag in &tags {
-        let is_wanted = list::matches(call.text("resourcetype"), &tag.resource_type)
+    let is_wanted = |tag: &&Tag| {
+        list::matches(call.text("resourcetype"), &tag.resource_type)
             && list::matches(call.text("resourceid"), &tag.resource)
             && is("key", &tag.key)
             && is("value", &tag.value)
-            && is("customer", tag.customer.as_deref().unwrap_or_default());
-        if is_wanted {
-            rows.push(describe(&call, tag).await?);
-        }
-    }
+            && is("customer", tag.customer.as_deref().unwrap_or_default())
+    };
+    let rows = owners
+        .tags()
+        .iter()
+        .filter(is_wanted)
+        .map(|tag| owners.describe_tag(tag))
+        .collect();
     list::answer(&call, "tag", rows)
-}
-
-/// `tags` of an object.
-pub(in crate::api) async fn of_resource(call: &Call, tags: &[Tag], resource: &str) -> Result<Vec<Value>, ApiError> {
-    let mut rows = Vec::new();
-    for tag in tags.iter().filter(|tag| tag.resource == resource) {
-        rows.push(describe(call, tag).await?);
-    }
-    Ok(rows)
-}
-
-async fn describe(call: &Call, tag: &Tag) -> Result<Value, ApiError> {
-    let accounts = call.management.store.accounts().await?;
-    let account = accounts.into_iter().find(|account| account.id == tag.account);
-    let domains = call.management.store.domains().await?;
-    let domain = domains
-        .into_iter()
-        .find(|domain| Some(domain.id) == account.as_ref().map(|account| account.domain));
-    Ok(json!({
-        "key": tag.key,
-        "value": tag.value,
-        "resourcetype": tag.resource_type,
-        "resourceid": tag.resource,
-        "account": account.map(|account| account.name),
-        "domainid": domain.as_ref().map(|domain| domain.uuid),
-        "domain": domain.map(|domain| domain.name),
-        "customer": tag.customer,
-    }))
 }

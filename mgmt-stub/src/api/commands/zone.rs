@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::owner::Owners;
 use crate::api::command::Kind::{Flag, Id, Ids, Map, Object, Text};
 use crate::api::command::{Call, Command, Field, Outcome, Who, optional, ready};
 use crate::api::error::ApiError;
@@ -78,21 +79,13 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 async fn list_zones(call: Call) -> Result<Outcome, ApiError> {
-    let tags = call.management.store.tags().await?;
-    let wanted = call.details("tags");
+    let owners = Owners::load(&call.management.store).await?;
     let mut rows = Vec::new();
     for zone in call.management.store.zones().await? {
         let uuid = zone.uuid.to_string();
-        let has = |key: &String, value: &String| {
-            tags.iter()
-                .any(|tag| tag.resource == uuid && tag.key == *key && tag.value == *value)
-        };
-        if list::matches(call.text("networktype"), &zone.network_type)
-            && wanted.iter().all(|(key, value)| has(key, value))
-        {
+        if list::matches(call.text("networktype"), &zone.network_type) && owners.has_tags(&uuid, call.map("tags")) {
             let mut row = describe_zone(&zone);
-            let own = super::tag::of_resource(&call, &tags, &uuid).await?;
-            row["tags"] = own.into();
+            row["tags"] = owners.tags_of(&uuid).into();
             rows.push(row);
         }
     }

@@ -1,0 +1,14 @@
+//! The real `ssvm` program between a server that misbehaves as told and a management server that asks what tests ask.
+
+#![cfg(test)]
+
+mod crash;
+mod fake_controller;
+mod fake_source;
+mod faults;
+mod images;
+mod load;
+mod machine;
+mod sequences;
+mod stores;
+mod tls;

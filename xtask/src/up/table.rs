@@ -1,0 +1,72 @@
+//! What is up, in lines for a person.
+
+use serde_json::Value;
+
+use super::api::text;
+
+pub(super) fn is_up(vm: &Value) -> bool {
+    text(vm, "state") == "Running" && text(vm, "agentstate") == "Up"
+}
+
+pub(super) fn system_vm_line(vm: &Value) -> String {
+    format!("{}: {}", text(vm, "name"), state_of(vm))
+}
+
+/// State, agent, and the reason if it is not Up.
+pub(super) fn state_of(vm: &Value) -> String {
+    let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
+    if !is_up(vm) && reason.starts_with(state) {
+        return reason.to_owned();
+    }
+    let agent = if agent.is_empty() {
+        String::new()
+    } else {
+        format!(", agent {agent}")
+    };
+    let reason = if is_up(vm) || reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
+    format!("{state}{agent}{reason}")
+}
+
+/// Cells one below the other.
+pub(super) fn columns(rows: &[[String; 3]]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let (first, second) = (width(0), width(1));
+    let line = |[kind, name, state]: &[String; 3]| format!("{kind:first$}  {name:second$}  {state}\n");
+    rows.iter().map(line).collect::<Vec<_>>().concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_system_vm_that_is_not_up_says_why() {
+        let down = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Disconnected", "reason": "no ping"});
+        assert_eq!(system_vm_line(&down), "s-1-VM: Running, agent Disconnected: no ping");
+        let up = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Up", "reason": "Up"});
+        assert_eq!(system_vm_line(&up), "s-1-VM: Running, agent Up");
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let rows = [
+            ["guest".into(), "demo-guest".into(), "Running".into()],
+            ["template".into(), "demo".into(), "Ready".into()],
+        ];
+        assert_eq!(
+            columns(&rows),
+            "guest     demo-guest  Running\ntemplate  demo        Ready\n"
+        );
+    }
+}
