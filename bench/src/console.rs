@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use platform::exec::{Cmd, Running};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;

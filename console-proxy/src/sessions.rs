@@ -15,8 +15,9 @@ use tracing::warn;
 pub use self::report::{MAX_REPORT, keep_reporting};
 use crate::session::End;
 
-/// How long a permission waits for its viewer: the ticket in the token is dead after two minutes (§6).
-pub const PERMISSION_LIFE: Duration = Duration::from_mins(5);
+/// How long a permission waits for its viewer: the ticket in the token is older, and dead after two minutes at most (§3.3).
+/// So whoever comes later gets the same refusal as a stranger, before the server is asked.
+pub const PERMISSION_LIFE: Duration = Duration::from_mins(2);
 
 /// Permissions that wait at the same time.
 pub const MAX_PERMISSIONS: usize = 100_000;
