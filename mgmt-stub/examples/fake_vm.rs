@@ -1,8 +1,8 @@
 //! A system VM for tests of the process driver: a real agent behind the real command line, whose work is pretended.
 //!
 //! `fake_vm --boot-args FILE --settings FILE`, as `ssvm` and `console-proxy`. Downloads go on by 10 % with each
-//! question, and do what the last part of their URL says: `ok…`, `fail…` (once, twice, … then ok), `never…`, `hang…`. A
-//! job is remembered in a file, as a real SSVM's journal.
+//! question, and do what the last part of their URL says: `ok…`, `fail…` (once, twice, … then ok), `never…`, `missing…`,
+//! `hang…`. A job is remembered in a file, as a real SSVM's journal.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "it is a test's")]
 
@@ -22,6 +22,7 @@ use protocol::secondary_storage::{
     DownloadAnswer, DownloadCommand, DownloadRequest, DownloadStatus, GetStorageStatsAnswer, ListTemplateAnswer,
     ListVolumeAnswer, SecStorageSetupAnswer,
 };
+use protocol::transfer::DataTO;
 
 struct Fake {
     state: PathBuf,
@@ -65,9 +66,13 @@ impl Fake {
             .and_then(|count| count[..1].parse().ok())
             .unwrap_or(0);
         let failed = std::fs::read_to_string(self.state.join(&wish)).unwrap_or_default();
-        let (status, error) = if wish.starts_with("never") || failed.len() < fails {
+        let (status, error) = if wish.starts_with("missing") {
+            let text = format!(" HTTP Server returned 404 (expected 200 OK) ({url})");
+            (DownloadStatus::DownloadError, text)
+        } else if wish.starts_with("never") || failed.len() < fails {
             let _ = files::replace(self.state.join(&wish), failed + "x", 0o600).unwrap();
-            (DownloadStatus::DownloadError, format!("{url} answered 404 Not Found"))
+            let text = format!(" HTTP Server returned 503 (expected 200 OK) ({url})");
+            (DownloadStatus::DownloadError, text)
         } else {
             let percent = jobs.entry(job.clone()).or_default();
             *percent = (*percent + 10).min(if wish.starts_with("hang") { 50 } else { 100 });
@@ -91,7 +96,12 @@ impl Fake {
                 directory
             }),
             template_size: if is_done { 10_485_760 } else { 0 },
-            template_physical_size: percent * 1000,
+            // The answer to the first question counts no bytes (ssvm.md §3.6).
+            template_physical_size: if is_done || request.is_some() {
+                percent * 1000
+            } else {
+                0
+            },
             ..DownloadAnswer::default()
         })
     }
@@ -125,8 +135,12 @@ impl Service for Fake {
                 self.note(&format!("ALLOW {}", session_uuid.unwrap_or_default()));
                 Answer::success()
             }
-            CommandBody::Delete(_) => {
-                self.note("DELETE");
+            CommandBody::Delete(delete) => {
+                let path = match delete.data {
+                    Some(DataTO::Template(template)) => template.path,
+                    _ => None,
+                };
+                self.note(&format!("DELETE {}", path.unwrap_or_default()));
                 Answer::success()
             }
             CommandBody::SecStorageFirewallCfg(_) | CommandBody::StartConsoleProxyAgentHttpHandler(_) => {

@@ -154,7 +154,7 @@ impl Api {
                 "logout" => commands::session::logout(&self.management, asked).await,
                 _ => {
                     let caller = self.caller(asked).await?;
-                    let value = self.call(&caller, command, asked.pairs).await?;
+                    let value = self.call(&caller, asked.from, command, asked.pairs).await?;
                     Ok((value, Vec::new()))
                 }
             };
@@ -227,15 +227,23 @@ impl Api {
         session::is_open(&self.management, id_hash).await
     }
 
-    /// Runs one command for a caller who is known; `pairs` are its parameters. Its value has no answer's key around it.
+    /// Runs one command for a caller who is known and calls from this address; `pairs` are its parameters. Its value has
+    /// no answer's key around it.
     ///
     /// # Errors
     /// What the caller is told.
-    pub async fn call(&self, caller: &Caller, command: &'static Command, pairs: &[Pair]) -> Result<Value, ApiError> {
+    pub async fn call(
+        &self,
+        caller: &Caller,
+        from: Option<IpAddr>,
+        command: &'static Command,
+        pairs: &[Pair],
+    ) -> Result<Value, ApiError> {
         may(caller, command)?;
         let call = Call {
             management: Arc::clone(&self.management),
             caller: caller.clone(),
+            from: from.map(|from| from.to_canonical()),
             command,
             parameters: Parameters::check(command, pairs)?,
         };
@@ -273,7 +281,7 @@ impl Api {
             value: (*value).into(),
         };
         let pairs: Vec<Pair> = parameters.iter().map(pair).collect();
-        let mut value = self.call(caller, command, &pairs).await?;
+        let mut value = self.call(caller, None, command, &pairs).await?;
         render::drop_nulls(&mut value);
         Ok(value)
     }

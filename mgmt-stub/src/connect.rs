@@ -17,6 +17,7 @@ use protocol::transfer::{DataStoreRole, DataStoreTO, NfsTO};
 use tracing::{Instrument, info, warn};
 
 use crate::agents::{Agents, Entry, NoAnswer};
+use crate::configuration::NOVNC_CONSOLE_SOURCEIP_CHECK_ENABLED;
 use crate::random;
 use crate::settings::Settings;
 use crate::store::host::HostType;
@@ -236,11 +237,13 @@ impl Connect<'_> {
             .store
             .setting_or_insert_with("security.encryption.iv", || random::url_safe(16))
             .await?;
+        let name = NOVNC_CONSOLE_SOURCEIP_CHECK_ENABLED.name;
+        let is_source_ip_checked = self.store.setting(name).await?.is_some_and(|value| value == "true");
         let encryptor = format!(r#"{{"base64EncodedKeyBytes":"{key}","base64EncodedIvBytes":"{iv}"}}"#);
         self.send_or_warn(StartConsoleProxyAgentHttpHandlerCommand {
             keystore_password: Some(Secret::new(random::standard(16))),
             encryptor_password: Some(Secret::new(encryptor)),
-            is_source_ip_check_enabled: Some(false),
+            is_source_ip_check_enabled: Some(is_source_ip_checked),
             ..StartConsoleProxyAgentHttpHandlerCommand::default()
         })
         .await;

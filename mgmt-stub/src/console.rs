@@ -6,4 +6,4 @@ pub mod ticket;
 pub mod token;
 pub mod url;
 
-pub use endpoint::{Books, Consoles, Creator, Endpoint, NoConsole, screen_address};
+pub use endpoint::{Books, Consoles, Creator, Endpoint, NoConsole, Proxies, screen_address};

@@ -116,8 +116,13 @@ pub enum Heard {
     Progress,
     /// It is installed.
     Done,
-    /// It could not, for this reason.
-    Failed(String),
+    /// It could not.
+    Failed {
+        /// Why.
+        text: String,
+        /// No other attempt will succeed either.
+        is_final: bool,
+    },
     /// It does not know this job: it is to be asked for from the start.
     Unknown,
 }
@@ -138,17 +143,75 @@ pub fn heard(answer: &DownloadAnswer, job: Option<&str>) -> Option<Heard> {
             text.chars().filter(|c| !c.is_control()).take(2000).collect()
         }
     };
+    let is_final = is_final(answer.error_string.as_deref().unwrap_or_default());
+    let failed = |text| Heard::Failed { text, is_final };
     Some(match answer.download_status {
         Some(DownloadStatus::Downloaded) if answer.install_path.as_deref().is_none_or(str::is_empty) => {
-            Heard::Failed("the storage VM says that it is downloaded, but not where".into())
+            failed("the storage VM says that it is downloaded, but not where".into())
         }
         Some(DownloadStatus::Downloaded) => Heard::Done,
+        // A checksum of an unknown kind is answered so (ssvm.md §3.1).
+        Some(DownloadStatus::NotDownloaded) if is_final => failed(text()),
         Some(DownloadStatus::DownloadInProgress | DownloadStatus::NotDownloaded) => Heard::Progress,
         Some(DownloadStatus::Unknown) => Heard::Unknown,
-        Some(DownloadStatus::DownloadError) => Heard::Failed(text()),
-        Some(other) => Heard::Failed(format!("the storage VM answered {other:?}: {}", text())),
-        None => Heard::Failed(format!("the storage VM answered without a state: {}", text())),
+        Some(DownloadStatus::DownloadError) => failed(text()),
+        Some(other) => failed(format!("the storage VM answered {other:?}: {}", text())),
+        None => failed(format!("the storage VM answered without a state: {}", text())),
     })
+}
+
+/// How agents say that no attempt will ever succeed: how the text begins, and what follows somewhere (ssvm.md §3.1,
+/// §3.3 to §3.7, §8.2). Texts are all that answers have: CloudStack's own, which ours continue, and those only ours has.
+const FINAL: &[(&str, &str)] = &[
+    ("", " is corrupted on storage due to an invalid url"),
+    ("Invalid Name", ""),
+    ("invalid algorithm:", ""),
+    ("URI is incorrect:", ""),
+    ("Unable to download from URL:", ""),
+    ("Scheme is not supported", ""),
+    ("Unsupported scheme for url:", ""),
+    ("Unsupported image data store:", ""),
+    ("Illegal host specified in URL.", ""),
+    ("IPv6 addresses are not supported", ""),
+    ("port ", " is not allowed for downloads"),
+    ("Failed to download ", " due to redirection, response code: "),
+    ("Failed to receive length of download", ""),
+    ("Download file size is too large", ""),
+    ("the file at ", " is empty"),
+    ("Failed to install: Template content is unsupported, or mismatch", ""),
+    ("Failed to install: the file unpacks to more than ", ""),
+    ("Failed to install: the ", " data is damaged or incomplete"),
+    ("Failed to install: the zip file cannot be used", ""),
+    (
+        "Failed post download script: checksum ",
+        " didn't match the given value",
+    ),
+    (
+        "Failed post download script: The downloaded file is not a valid QCOW2.",
+        "",
+    ),
+    (
+        "Failed post download script: Unable to install due to invalid file format",
+        "",
+    ),
+    ("Unable to install due to invalid file format", ""),
+    // What our ssvm says of an image whose header breaks a rule.
+    ("Failed post download script: it ", ""),
+    ("Failed post download script: its ", ""),
+    ("Failed post download script: in its ", ""),
+];
+/// RFC 9110 §15.5.9, RFC 8470 §5.2, RFC 6585 §4: the statuses from 400 to 499 after which a client may try again.
+const PASSING: [u16; 3] = [408, 425, 429];
+
+/// Whether an agent's text says that trying again is of no use. What is not known is tried again.
+pub fn is_final(text: &str) -> bool {
+    let text = text.trim();
+    if let Some(rest) = text.strip_prefix("HTTP Server returned ") {
+        let status = rest.split(' ').next().and_then(|code| code.parse::<u16>().ok());
+        return status.is_some_and(|code| (400..500).contains(&code) && !PASSING.contains(&code));
+    }
+    let is = |(opening, more): &(&str, &str)| text.strip_prefix(opening).is_some_and(|rest| rest.contains(more));
+    FINAL.iter().any(is)
 }
 
 /// How long to wait for the next answer, after so much silence; `None`: no longer.
@@ -251,6 +314,70 @@ mod tests {
     }
 
     #[test]
+    fn what_no_attempt_can_change_is_final_and_the_rest_is_not() {
+        let of_java_agents = [
+            " HTTP Server returned 404 (expected 200 OK) ",
+            " HTTP Server returned 403 (expected 200 OK) ",
+            "Failed to download http://203.0.113.9/img/a.qcow2 due to redirection, response code: 302",
+            "Illegal host specified in URL.",
+            "IPv6 addresses are not supported (2001:db8::1).",
+            "Unsupported scheme for url: ftp://203.0.113.9/a",
+            "Scheme is not supported ftp://203.0.113.9/a",
+            "URI is incorrect: a b",
+            " Failed to receive length of download ",
+            "Download file size is too large",
+            "Failed to install: Template content is unsupported, or mismatch between selected format and Template content. \
+             Found  : ASCII text",
+            "Failed post download script: The downloaded file is not a valid QCOW2. Ask the administrator to check the \
+             logs for more details.",
+            "Failed post download script: checksum \"{MD5}1\" didn't match the given value, \"{MD5}0\"",
+            "Unable to install due to invalid file format",
+            "invalid algorithm: {CRC32}352441c2",
+            "TEMPLATE is corrupted on storage due to an invalid url , cannot download",
+            "Invalid Name",
+        ];
+        let of_ours = [
+            " HTTP Server returned 410 (expected 200 OK) (http://203.0.113.9/a: check the URL)",
+            "port 22 is not allowed for downloads (http://203.0.113.9:22/a); the administrator allows [80, 443]",
+            "the file at http://203.0.113.9/a is empty: its length is 0; check the URL",
+            "Failed to install: the file unpacks to more than 100 times its size, which no disk image does; it looks like a \
+             decompression bomb (http://203.0.113.9/a.gz)",
+            "Failed to install: the gzip data is damaged or incomplete: corrupt deflate stream; publish the file again (…)",
+            "Failed to install: the zip file cannot be used: it has two members (http://203.0.113.9/a.zip)",
+            "Failed post download script: its VMDK version is 7; 1 to 3 are known (http://203.0.113.9/a.vmdk)",
+            "Failed post download script: it has a member \"a\" twice (http://203.0.113.9/a.ova)",
+        ];
+        for text in of_java_agents.iter().chain(&of_ours) {
+            assert!(is_final(text), "{text}");
+        }
+        let passing = [
+            "",
+            " HTTP Server returned 408 (expected 200 OK) ",
+            " HTTP Server returned 425 (expected 200 OK) ",
+            " HTTP Server returned 429 (expected 200 OK) ",
+            " HTTP Server returned 500 (expected 200 OK) ",
+            " HTTP Server returned 503 (expected 200 OK) (http://203.0.113.9/a: try again later)",
+            " HTTP Server returned nothing",
+            "HTTP Server does not support partial get",
+            "Unable to resolve example.org.",
+            "Connection reset",
+            "Internal Error",
+            "Failed to install: the store said: Input/output error (os error 5)",
+            "Failed to install: cannot write to the store (http://203.0.113.9/HTTP Server returned 404)",
+            "Failed post download script: No space left on device",
+            "No space left on secondary storage nfs://192.0.2.5/a for http://203.0.113.9/a; delete what is not needed",
+            "the source (http://203.0.113.9/a) sent nothing for 120s; try again when it is less busy",
+            "the proxy 192.0.2.1:3128 does not lead to http://203.0.113.9/a: refused; check the setting secstorage.proxy",
+            "Unable to mount nfs on /mnt due to timeout",
+            DISCONNECTED,
+            TIMEOUT,
+        ];
+        for text in passing {
+            assert!(!is_final(text), "{text}");
+        }
+    }
+
+    #[test]
     fn answers_are_understood() {
         let answer = |status, text: &str, path: &str| DownloadAnswer {
             job_id: Some("j1".into()),
@@ -266,7 +393,7 @@ mod tests {
         );
         assert!(matches!(
             hear(Some(DownloadStatus::Downloaded), "", ""),
-            Heard::Failed(_)
+            Heard::Failed { .. }
         ));
         assert_eq!(hear(Some(DownloadStatus::DownloadInProgress), "", "p"), Heard::Progress);
         assert_eq!(hear(Some(DownloadStatus::NotDownloaded), "", "p"), Heard::Progress);
@@ -274,14 +401,20 @@ mod tests {
             hear(Some(DownloadStatus::Unknown), "Cannot find job", ""),
             Heard::Unknown
         );
+        let failed = |text: &str, is_final| {
+            let text = text.to_owned();
+            Heard::Failed { text, is_final }
+        };
+        let error = Some(DownloadStatus::DownloadError);
+        assert_eq!(hear(error, "broken\n", ""), failed("broken", false));
+        assert_eq!(hear(error, "Invalid Name", ""), failed("Invalid Name", true));
+        let algorithm = "invalid algorithm: {CRC32}352441c2";
         assert_eq!(
-            hear(Some(DownloadStatus::DownloadError), "404\n", ""),
-            Heard::Failed("404".into())
+            hear(Some(DownloadStatus::NotDownloaded), algorithm, ""),
+            failed(algorithm, true)
         );
-        assert!(
-            matches!(hear(Some(DownloadStatus::DownloadError), "", ""), Heard::Failed(text) if text.contains("log"))
-        );
-        assert!(matches!(hear(None, "?", ""), Heard::Failed(_)));
+        assert!(matches!(hear(error, "", ""), Heard::Failed { text, .. } if text.contains("log")));
+        assert!(matches!(hear(None, "?", ""), Heard::Failed { .. }));
         let other = answer(Some(DownloadStatus::Downloaded), "", "p");
         assert_eq!(heard(&other, Some("j2")), None, "another job's");
         assert_eq!(heard(&other, None), Some(Heard::Done), "the first answer names the job");

@@ -241,7 +241,8 @@ impl Downloads {
             None => Command::new(wanted.clone()),
         };
         let mut job = None;
-        let mut rate = Rate::new(row.progress.bytes);
+        let mut rate = Rate::default();
+        let mut is_first = true;
         loop {
             match self.ask(agent, &question, job.as_deref()).await {
                 Asked::Gone => {
@@ -250,13 +251,16 @@ impl Downloads {
                     return Ok(Next::Again);
                 }
                 Asked::Silent => {
-                    self.fail_and_retry(&row, template, TIMEOUT).await?;
+                    self.fail_and_retry(&row, template, TIMEOUT, false).await?;
                     return Ok(Next::Again);
                 }
                 Asked::Answer(answer, Heard::Progress) => {
                     let mut now = news(&row.progress, &answer);
                     now.rate = rate.measure(now.bytes);
                     job = now.job.clone();
+                    // The first answer has no bytes (ssvm.md §3.6): the next question comes at once.
+                    let counts_bytes = !is_first || job.is_none() || now.bytes > 0 || now.percent == 0;
+                    is_first = false;
                     let Some(moved) = self
                         .record(&row, DownloadEvent::Progress, now, row.attempt, None)
                         .await?
@@ -264,7 +268,9 @@ impl Downloads {
                         return Ok(Next::Finished);
                     };
                     row = moved;
-                    tokio::time::sleep(self.poll_interval()).await;
+                    if counts_bytes {
+                        tokio::time::sleep(self.poll_interval()).await;
+                    }
                 }
                 Asked::Answer(answer, Heard::Done) => {
                     let mut now = news(&row.progress, &answer);
@@ -279,15 +285,16 @@ impl Downloads {
                 Asked::Answer(_, Heard::Unknown) => {
                     row.progress.job = None;
                     let text = "the storage VM has forgotten the download, it begins again";
-                    self.fail_and_retry(&row, template, text).await?;
+                    self.fail_and_retry(&row, template, text, false).await?;
                     return Ok(Next::Again);
                 }
-                Asked::Answer(answer, Heard::Failed(text)) => {
+                Asked::Answer(answer, Heard::Failed { text, is_final }) => {
                     row.progress = news(&row.progress, &answer);
-                    if let Some(job) = row.progress.job.take() {
+                    let job = row.progress.job.take();
+                    self.fail_and_retry(&row, template, &text, is_final).await?;
+                    if let Some(job) = job {
                         self.say(agent, progress(&wanted, &job, DownloadRequest::Purge)).await;
                     }
-                    self.fail_and_retry(&row, template, &text).await?;
                     return Ok(Next::Again);
                 }
             }
@@ -338,25 +345,28 @@ impl Downloads {
         Ok(())
     }
 
-    async fn fail_and_retry(&self, row: &TemplateStore, template: &Template, text: &str) -> Result<(), StoreError> {
+    /// `is_final`: there is no next attempt, because none would succeed.
+    async fn fail_and_retry(
+        &self,
+        row: &TemplateStore,
+        template: &Template,
+        text: &str,
+        is_final: bool,
+    ) -> Result<(), StoreError> {
         let first = self.inner.configuration.time(&TEMPLATE_DOWNLOAD_RETRY_INTERVAL);
-        let next = back_off(first, row.attempt).map(|wait| OffsetDateTime::now_utc() + wait);
+        let wait = back_off(first, row.attempt).filter(|_| !is_final);
+        let next = wait.map(|wait| OffsetDateTime::now_utc() + wait);
         self.fail(row, text, next, true).await?;
         if next.is_none() {
             let facts = &template.facts;
-            let (count, name) = (row.attempt, &facts.name);
-            let text = format!(
-                "{} {name} cannot be downloaded, tried {count} times: {text}",
-                words_of(facts.kind).1
-            );
-            alerts::record(
-                &self.inner.store,
-                AlertType::UPLOAD_FAILED,
-                Some(facts.zone),
-                None,
-                text,
-            )
-            .await;
+            let (kind, name) = (words_of(facts.kind).1, &facts.name);
+            let tried = match row.attempt {
+                1 => String::new(),
+                count => format!(", tried {count} times"),
+            };
+            let text = format!("{kind} {name} cannot be downloaded{tried}: {text}");
+            let zone = Some(facts.zone);
+            alerts::record(&self.inner.store, AlertType::UPLOAD_FAILED, zone, None, text).await;
         }
         Ok(())
     }
@@ -452,12 +462,6 @@ impl Downloads {
     /// It is still there.
     pub async fn delete(&self, (template, rows): TemplateOnStores) -> Result<(), DeleteError> {
         for row in &rows {
-            // The task first: it must not ask for the download again.
-            let task = self.tasks().remove(&row.id);
-            if let Some(task) = task {
-                task.abort();
-                task.await.ok();
-            }
             self.delete_from_store(&template, row.id).await?;
         }
         self.inner.store.remove_template(template.id).await?;
@@ -474,30 +478,36 @@ impl Downloads {
             return Ok(());
         };
         let agent = self.an_agent(template.facts.zone).await?;
-        if row.state != DownloadState::Downloaded {
+        let is_downloaded = row.state == DownloadState::Downloaded;
+        // An agent that was asked may have begun, or have left something, even if it was never heard of again.
+        let was_asked =
+            row.state != DownloadState::NotDownloaded || row.attempt > 1 || row.progress.install_path.is_some();
+        if agent.is_none() && was_asked {
+            return Err(DeleteError::NoAgent);
+        }
+        if !is_downloaded {
+            // Before its task ends: no other task may take it up.
             self.record(&row, DownloadEvent::Abort, row.progress.clone(), row.attempt, None)
                 .await?;
-            if let (Some(job), Some(agent)) = (&row.progress.job, &agent) {
-                let command = self.command(template, &store);
-                self.say(agent, progress(&command, job, DownloadRequest::Abort)).await;
-                self.say(agent, progress(&command, job, DownloadRequest::Purge)).await;
-            }
-            if row.progress.install_path.is_none() || agent.is_none() {
-                return Ok(()); // no agent has ever begun with it, or none can be told to forget what it began
-            }
         }
-        let agent = agent.ok_or(DeleteError::NoAgent)?;
-        let path = row
-            .progress
-            .install_path
-            .clone()
-            .unwrap_or_else(|| directory_of(template));
+        let task = self.tasks().remove(&row.id);
+        if let Some(task) = task {
+            task.abort();
+            task.await.ok();
+        }
+        let Some(agent) = agent else { return Ok(()) };
+        if let (Some(job), false) = (&row.progress.job, is_downloaded) {
+            let command = self.command(template, &store);
+            self.say(&agent, progress(&command, job, DownloadRequest::Abort)).await;
+            self.say(&agent, progress(&command, job, DownloadRequest::Purge)).await;
+        }
+        let path = row.progress.install_path.unwrap_or_else(|| directory_of(template));
         let command = Command::new(delete_command(template, &store, path));
         let answers = agent.send(vec![command], DELETE_LIMIT).await?;
         match answers.into_iter().next() {
             Some(answer) if answer.result => Ok(()),
             // What never came cannot be deleted, and what is not there is deleted.
-            Some(answer) if row.state != DownloadState::Downloaded => {
+            Some(answer) if !is_downloaded => {
                 debug!(details = answer.details, "Nothing to delete on the store");
                 Ok(())
             }
@@ -712,8 +722,9 @@ fn understood(answer: Answer, job: Option<&str>) -> Option<(DownloadAnswer, Hear
         return Some((download, heard));
     }
     let words = answer.details.unwrap_or_else(|| "it gave no reason".into());
+    let is_final = download_state::is_final(&words);
     let text = format!("the storage VM did not take the download: {words}");
-    Some((DownloadAnswer::default(), Heard::Failed(text)))
+    Some((DownloadAnswer::default(), Heard::Failed { text, is_final }))
 }
 
 /// What an answer says beyond what was known.
@@ -728,7 +739,11 @@ fn news(known: &Progress, answer: &DownloadAnswer) -> Progress {
         size: size(answer.template_size).or(known.size),
         physical_size: size(answer.template_physical_size).or(known.physical_size),
         checksum: text(&answer.check_sum).or_else(|| known.checksum.clone()),
-        bytes: answer.template_physical_size.max(0),
+        // Some answers have a percentage only.
+        bytes: match answer.template_physical_size.max(0) {
+            0 if answer.download_pct > 0 => known.bytes,
+            bytes => bytes,
+        },
         rate: None,
     }
 }
@@ -752,30 +767,31 @@ fn proxy(text: &str) -> Option<Proxy> {
 }
 
 /// Bytes per second, smoothed over some questions.
+#[derive(Default)]
 struct Rate {
-    at: Instant,
-    bytes: i64,
+    /// The last measurement: when, and how many bytes.
+    last: Option<(Instant, i64)>,
     smoothed: Option<i64>,
 }
 
 impl Rate {
-    fn new(bytes: i64) -> Self {
-        Self {
-            at: Instant::now(),
-            bytes,
-            smoothed: None,
-        }
-    }
-
+    /// The first one, and one with fewer bytes than before (the download has begun again), only say where to count from.
     fn measure(&mut self, bytes: i64) -> Option<i64> {
-        let millis = i64::try_from(self.at.elapsed().as_millis()).unwrap_or(i64::MAX);
-        if millis < 100 {
-            return self.smoothed;
+        let now = Instant::now();
+        let Some((at, before)) = self.last.filter(|(_, before)| *before <= bytes) else {
+            self.last = (bytes > 0).then_some((now, bytes));
+            return None;
+        };
+        let millis = i64::try_from((now - at).as_millis()).unwrap_or(i64::MAX);
+        if millis >= 100 {
+            let rate = (bytes - before).saturating_mul(1000) / millis;
+            // Each measurement counts a third.
+            self.smoothed = Some(
+                self.smoothed
+                    .map_or(rate, |before| before.saturating_mul(2).saturating_add(rate) / 3),
+            );
+            self.last = Some((now, bytes));
         }
-        let now = (bytes - self.bytes).max(0).saturating_mul(1000) / millis;
-        // Each measurement counts a third.
-        self.smoothed = Some(self.smoothed.map_or(now, |before| (before * 2 + now) / 3));
-        (self.at, self.bytes) = (Instant::now(), bytes);
         self.smoothed
     }
 }

@@ -1,5 +1,7 @@
 //! What an agent says of itself, checked before anything is believed (agent-protocol.md §4.2).
 
+use std::num::NonZeroU16;
+
 use protocol::command::CommandBody;
 use protocol::packet::Request;
 use protocol::session::StartupCommand;
@@ -12,6 +14,8 @@ use crate::store::host::{HostNic, HostType, StartupFacts};
 /// A startup command of one of the two kinds.
 pub(crate) struct Startup {
     host_type: HostType,
+    /// Of a console proxy, as it says.
+    proxy_port: i64,
     startup: StartupCommand,
 }
 
@@ -20,10 +24,12 @@ impl Startup {
         request.commands.iter().find_map(|command| match &command.body {
             CommandBody::StartupSecondaryStorage(ssvm) => Some(Self {
                 host_type: HostType::SecondaryStorageVm,
+                proxy_port: 0,
                 startup: ssvm.startup.clone(),
             }),
             CommandBody::StartupProxy(cpvm) => Some(Self {
                 host_type: HostType::ConsoleProxy,
+                proxy_port: cpvm.proxy_port,
                 startup: cpvm.startup.clone(),
             }),
             _ => None,
@@ -43,7 +49,11 @@ const MAX_HOST_LIST: usize = 4096;
 /// Checks what an agent says of itself.
 pub(crate) async fn facts(
     shared: &Shared,
-    Startup { host_type, startup }: Startup,
+    Startup {
+        host_type,
+        proxy_port,
+        startup,
+    }: Startup,
     certificate: Option<&PresentedCertificate>,
 ) -> Result<StartupFacts, End> {
     let name = required("name", startup.name)?;
@@ -111,6 +121,7 @@ pub(crate) async fn facts(
             startup.storage_netmask,
         )?,
         ms_host_list: startup.ms_host_list.filter(|list| list.len() <= MAX_HOST_LIST),
+        proxy_port: u16::try_from(proxy_port).ok().and_then(NonZeroU16::new),
     })
 }
 

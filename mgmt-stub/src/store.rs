@@ -66,6 +66,7 @@ const MIGRATIONS: Migrations = &[
     (1, include_str!("store/migrations/0001_zones_and_hosts.sql")),
     (2, include_str!("store/migrations/0002_api.sql")),
     (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
+    (4, include_str!("store/migrations/0004_proxies_of_others.sql")),
 ];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.

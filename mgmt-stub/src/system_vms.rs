@@ -103,10 +103,18 @@ struct Inner {
 #[derive(Default)]
 struct Scan {
     budgets: HashMap<InstanceType, RestartBudget>,
-    /// Ended by themselves, and when each is started again.
-    to_restart: HashMap<InstanceId, OffsetDateTime>,
+    /// Ended by themselves.
+    to_restart: HashMap<InstanceId, Again>,
     /// When each pool is looked at next.
     due: HashMap<InstanceType, Instant>,
+}
+
+/// A VM that is started again.
+#[derive(Clone, Debug)]
+struct Again {
+    at: OffsetDateTime,
+    /// How it ended.
+    why: String,
 }
 
 impl SystemVms {
@@ -189,7 +197,7 @@ impl SystemVms {
         let restarts = scan
             .to_restart
             .values()
-            .map(|at| (*at - now).max(time::Duration::ZERO).unsigned_abs());
+            .map(|again| (again.at - now).max(time::Duration::ZERO).unsigned_abs());
         let scans = scan
             .due
             .values()
@@ -200,6 +208,7 @@ impl SystemVms {
     /// The store believes the driver.
     async fn follow_power(&self, scan: &mut Scan) -> Result<(), StoreError> {
         use InstanceState::*;
+        let hosts = self.inner.store.hosts().await?;
         for vm in self.inner.store.instances().await? {
             if vm.kind == InstanceType::User {
                 continue;
@@ -224,7 +233,8 @@ impl SystemVms {
                         .await
                         .ok();
                 }
-                (Power::On, Running) if !vm.reason.is_empty() && vm.reason != RUNNING => {
+                // Why it was started again is of interest until it is of use again.
+                (Power::On, Running) if vm.reason != RUNNING && self.is_agent_up(&hosts, &vm) => {
                     self.inner.store.set_instance_reason(vm.id, RUNNING).await?;
                 }
                 (_, Expunging) => {
@@ -254,10 +264,9 @@ impl SystemVms {
             return;
         }
         let now = OffsetDateTime::now_utc();
-        match scan.budgets.entry(vm.kind).or_default().next(now) {
-            Restart::At(at) => {
-                scan.to_restart.insert(vm.id, at);
-            }
+        let (at, reason) = match scan.budgets.entry(vm.kind).or_default().next(now) {
+            Restart::At(at) if at <= now => (at, started_again(why)),
+            Restart::At(at) => (at, format!("{why}; it is started again at {} UTC", clock(at))),
             Restart::UsedUp(at) => {
                 let minutes = RestartBudget::WINDOW.as_secs() / 60;
                 let text = format!(
@@ -267,23 +276,19 @@ impl SystemVms {
                     clock(at)
                 );
                 self.alert(vm, text.clone()).await;
-                self.inner.store.set_instance_reason(vm.id, text).await.ok();
-                scan.to_restart.insert(vm.id, at);
+                (at, text)
             }
-        }
+        };
+        self.inner.store.set_instance_reason(vm.id, reason).await.ok();
+        let why = why.to_owned();
+        scan.to_restart.insert(vm.id, Again { at, why });
     }
 
     /// Starts those again that ended by themselves.
     async fn restart(&self, scan: &mut Scan) {
         let now = OffsetDateTime::now_utc();
-        let due: Vec<InstanceId> = scan
-            .to_restart
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            scan.to_restart.remove(&id);
+        let due: Vec<(InstanceId, Again)> = scan.to_restart.extract_if(|_, again| again.at <= now).collect();
+        for (id, Again { why, .. }) in due {
             let Ok(Some(vm)) = self.inner.store.instance(id).await else {
                 continue;
             };
@@ -292,11 +297,11 @@ impl SystemVms {
             }
             scan.budgets.entry(vm.kind).or_default().count(now);
             info!(vm = vm.name, "Starting a system VM again that ended by itself");
-            if let Err(error) = self.start(id).await {
-                let why = chain(&error).to_string();
+            if let Err(error) = self.start_after(id, Some(&why)).await {
                 let (Restart::At(at) | Restart::UsedUp(at)) = scan.budgets.entry(vm.kind).or_default().next(now);
-                scan.to_restart.insert(id, at.max(now + Duration::from_secs(1)));
-                warn!(vm = vm.name, error = why, "Cannot start a system VM");
+                let at = at.max(now + Duration::from_secs(1));
+                scan.to_restart.insert(id, Again { at, why });
+                warn!(vm = vm.name, error = %chain(&error), "Cannot start a system VM");
             }
         }
     }
@@ -342,7 +347,7 @@ impl SystemVms {
                 .map(|vm| {
                     let host = host_of(&hosts, vm);
                     let load = host.and_then(|host| active.get(&host.id)).copied().unwrap_or_default();
-                    member(vm, load, host.is_some_and(|host| self.inner.agents.is_up(host.id)))
+                    member(vm, load, self.is_agent_up(&hosts, vm))
                 })
                 .collect();
             scanner::secondary_storage(&members, &settings)
@@ -391,6 +396,11 @@ impl SystemVms {
     /// # Errors
     /// It is Stopped again, and its reason says why.
     pub async fn start(&self, id: InstanceId) -> Result<Instance, SystemVmError> {
+        self.start_after(id, None).await
+    }
+
+    /// `end`: how it ended, when it did so by itself.
+    async fn start_after(&self, id: InstanceId, end: Option<&str>) -> Result<Instance, SystemVmError> {
         let _lock = self.lock(id).await;
         let vm = self.present(id).await?;
         if vm.state == InstanceState::Running {
@@ -398,13 +408,15 @@ impl SystemVms {
         }
         let store = &self.inner.store;
         let known = vm.reason.clone();
+        let starting = end.map_or_else(|| "being started".to_owned(), started_again);
         let vm = store
-            .instance_event(&vm, InstanceEvent::StartRequested, "being started")
+            .instance_event(&vm, InstanceEvent::StartRequested, starting.as_str())
             .await?;
         match self.power_on(&vm).await {
             Ok(()) => {
+                let running = if end.is_some() { starting.as_str() } else { RUNNING };
                 let vm = store
-                    .instance_event(&vm, InstanceEvent::OperationSucceeded, RUNNING)
+                    .instance_event(&vm, InstanceEvent::OperationSucceeded, running)
                     .await?;
                 self.event(&vm, start_event(vm.kind), Level::Info, format!("started {}", vm.name))
                     .await;
@@ -594,15 +606,23 @@ impl SystemVms {
         if let Power::Off(why) = self.inner.driver.power(&vm.name) {
             return Some(why);
         }
+        let state = match vm.reason.as_str() {
+            RUNNING => "it runs",
+            reason => reason,
+        };
         let why = match host {
-            None => "it runs, but its agent has not connected yet".to_owned(),
+            None => format!("{state}, but its agent has not connected yet"),
             Some(host) if host.status == HostStatus::Up => return None,
-            Some(host) => format!("it runs, but its agent is {}: {}", host.status, host.status_reason),
+            Some(host) => format!("{state}, but its agent is {}: {}", host.status, host.status_reason),
         };
         Some(match self.inner.driver.last_words(&vm.name) {
             Some(words) => format!("{why}; last log line: {words}"),
             None => why,
         })
+    }
+
+    fn is_agent_up(&self, hosts: &[Host], vm: &Instance) -> bool {
+        host_of(hosts, vm).is_some_and(|host| self.inner.agents.is_up(host.id))
     }
 
     async fn present(&self, id: InstanceId) -> Result<Instance, SystemVmError> {
@@ -649,6 +669,10 @@ impl SystemVms {
 }
 
 const RUNNING: &str = "running";
+
+fn started_again(why: &str) -> String {
+    format!("{why}; being started again")
+}
 
 /// The row of a VM's agent: its name is the VM's.
 pub fn host_of<'a>(hosts: &'a [Host], vm: &Instance) -> Option<&'a Host> {

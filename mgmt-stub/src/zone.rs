@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::configuration::Configuration;
-use crate::console::{Books, Consoles};
+use crate::console::{Books, Consoles, Proxies};
 use crate::downloads::Downloads;
 use crate::hooks::{BoxedAnswer, Hooks, denied};
 use crate::store::Store;
@@ -34,7 +34,11 @@ impl Zone {
         configuration: Configuration,
         system_vms: Option<SystemVms>,
     ) -> (Self, Books) {
-        let (consoles, books) = Consoles::new(store.clone(), agents.clone(), configuration.clone());
+        let proxies = match &system_vms {
+            Some(_) => Proxies::Own,
+            None => Proxies::Connected,
+        };
+        let (consoles, books) = Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies);
         let zone = Self {
             system_vms,
             downloads: Downloads::new(store, agents, configuration),

@@ -1,6 +1,7 @@
 //! What a command is. One table of these dispatches, validates and describes itself (`listApis`).
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -203,6 +204,8 @@ pub struct Call {
     pub management: Arc<Management>,
     /// Who calls.
     pub caller: Caller,
+    /// From where; `None`: over the server's socket.
+    pub from: Option<IpAddr>,
     /// The row of the table.
     pub command: &'static Command,
     /// What it was told.

@@ -60,6 +60,8 @@ settings! {
             "Consoles over https.";
         CONSOLEPROXY_URL_DOMAIN = "consoleproxy.url.domain" Text, "",
             "Domain in console URLs: *.example.org for a name made of the proxy's address, a full name for that name.";
+        NOVNC_CONSOLE_SOURCEIP_CHECK_ENABLED = "novnc.console.sourceip.check.enabled" Flag, "false",
+            "Whether a console opens only for the address that asked for it. Console proxies are told when they connect.";
         CONSOLE_SESSION_CLEANUP_INTERVAL = "console.session.cleanup.interval" HOURS, "180",
             "Time (hours) between two purges of old console sessions.";
         CONSOLE_SESSION_CLEANUP_RETENTION = "console.session.cleanup.retention.hours" HOURS, "240",

@@ -86,6 +86,11 @@ pub enum NoConsole {
     /// All proxies are full or not there yet.
     #[error("{NOT_READY}")]
     NotReady,
+    /// Without a driver somebody else starts them, and nobody has.
+    #[error(
+        "no console proxy is connected to the management server; start one that names this server in its boot arguments"
+    )]
+    NoProxy,
     /// The setting.
     #[error(transparent)]
     Key(#[from] BadKey),
@@ -103,29 +108,80 @@ pub struct Consoles {
     store: Store,
     agents: Agents,
     configuration: Configuration,
-    reports: mpsc::Sender<(String, String)>,
+    proxies: Proxies,
+    reports: mpsc::Sender<Report>,
 }
+
+/// Whose console proxies are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proxies {
+    /// Those that this server has made, and no others.
+    Own,
+    /// Those that connect: there is no driver, somebody else starts them.
+    Connected,
+}
+
+/// Of a proxy: its host's id and name, and what it said.
+type Report = (HostId, String, String);
 
 /// The other end of [`Consoles::new`]: keeps the books.
 pub struct Books {
     consoles: Consoles,
-    reports: mpsc::Receiver<(String, String)>,
+    reports: mpsc::Receiver<Report>,
 }
 
 /// A proxy that can show a screen now.
 struct Candidate {
-    vm: Instance,
     host: HostId,
+    name: String,
+    address: IpAddr,
+    /// Where its page is.
+    port: u16,
+    sessions: u32,
+}
+
+impl Candidate {
+    /// One of ours; it serves where it was told to.
+    fn own(vm: &Instance, host: &Host) -> Option<Self> {
+        Some(Self {
+            host: host.id,
+            name: vm.name.clone(),
+            address: vm.public_ip?,
+            port: vm.console_port?,
+            sessions: vm.active_sessions,
+        })
+    }
+
+    /// Somebody else's; it serves where it says.
+    fn connected(host: &Host) -> Option<Self> {
+        Some(Self {
+            host: host.id,
+            name: host.name.clone(),
+            address: host.public.ip?,
+            port: host.proxy_port?.get(),
+            sessions: host.active_sessions,
+        })
+    }
+
+    /// A system VM's page is on the usual port, and its WebSocket on one of its own (console-proxy.md §3.1).
+    fn websocket_port(&self) -> u16 {
+        match self.port {
+            80 => 8080,
+            443 => 8443,
+            port => port,
+        }
+    }
 }
 
 impl Consoles {
     /// The second is to be run.
-    pub fn new(store: Store, agents: Agents, configuration: Configuration) -> (Self, Books) {
+    pub fn new(store: Store, agents: Agents, configuration: Configuration, proxies: Proxies) -> (Self, Books) {
         let (reports, received) = mpsc::channel(MAX_REPORTS);
         let consoles = Self {
             store,
             agents,
             configuration,
+            proxies,
             reports,
         };
         let books = Books {
@@ -151,10 +207,7 @@ impl Consoles {
             .vnc
             .as_ref()
             .ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
-        let proxy = self.choose(vm).await?.ok_or(NoConsole::NotReady)?;
-        let (Some(address), Some(port)) = (proxy.vm.public_ip, proxy.vm.console_port) else {
-            return Err(NoConsole::NotReady);
-        };
+        let proxy = self.choose(vm).await?;
         let session = Uuid::new_v4();
         let token = self.token(vm, vnc, session, creator, extra.as_deref()).await?;
         let new = NewConsoleSession {
@@ -162,11 +215,10 @@ impl Consoles {
             account: creator.account,
             user: creator.user,
             instance: vm.id,
-            proxy: proxy.vm.name.clone(),
+            proxy: proxy.name.clone(),
             creator_address: creator.address.clone(),
         };
         self.store.create_console_session(new).await?;
-        self.store.assign_proxy(vm.id, proxy.vm.id).await?;
         let allow = AllowConsoleAccessCommand {
             session_uuid: Some(session.to_string()),
         };
@@ -175,10 +227,11 @@ impl Consoles {
             .send(proxy.host, vec![Command::new(allow)], ALLOW_LIMIT)
             .await;
         if let Err(error) = told {
-            warn!(proxy = proxy.vm.name, %error, "A console proxy was not told of a new session");
+            warn!(proxy = proxy.name, %error, "A console proxy was not told of a new session");
         }
-        info!(vm = vm.name, proxy = proxy.vm.name, %session, "Console made");
-        let root = Root::new(&self.url_settings(), address, Some(port));
+        info!(vm = vm.name, proxy = proxy.name, %session, "Console made");
+        let port = proxy.websocket_port();
+        let root = Root::new(&self.url_settings(), proxy.address, Some(proxy.port));
         Ok(Endpoint {
             url: root.page(port, token.expose(), extra.as_deref()),
             host: root.host.clone(),
@@ -239,35 +292,47 @@ impl Consoles {
     }
 
     /// Management.md §7 "Choosing a proxy for a VM's console".
-    async fn choose(&self, vm: &Instance) -> Result<Option<Candidate>, StoreError> {
+    async fn choose(&self, vm: &Instance) -> Result<Candidate, NoConsole> {
         let max = u32::try_from(self.configuration.number(&CONSOLEPROXY_SESSION_MAX)).unwrap_or(u32::MAX);
-        let hosts = self.store.hosts().await?;
-        let instances = self.store.instances().await?;
-        let is_proxy = |proxy: &Instance| {
-            proxy.kind == InstanceType::ConsoleProxy && proxy.state == InstanceState::Running && proxy.zone == vm.zone
-        };
-        let candidate = |proxy: Instance| {
-            let is_its = |host: &&Host| host.host_type == HostType::ConsoleProxy && host.name == proxy.name;
-            let host = hosts.iter().rev().find(is_its)?.id;
-            self.agents.is_up(host).then_some(Candidate { vm: proxy, host })
-        };
-        let mut candidates: Vec<Candidate> = instances.into_iter().filter(is_proxy).filter_map(candidate).collect();
-        if let Some((last, since)) = vm.proxy
-            && let Some(index) = candidates.iter().position(|candidate| candidate.vm.id == last)
+        let mut candidates = self.candidates(vm).await?;
+        if candidates.is_empty() && self.proxies == Proxies::Connected {
+            return Err(NoConsole::NoProxy);
+        }
+        if let Some((last, since)) = self.store.last_proxy(vm.id).await?
+            && let Some(index) = candidates.iter().position(|candidate| candidate.name == last)
         {
             let is_fresh = OffsetDateTime::now_utc() - since < self.configuration.time(&CONSOLEPROXY_SESSION_TIMEOUT);
-            let proxy = &candidates[index].vm;
-            if proxy.active_sessions < max
-                || is_fresh
-                || self.store.has_console_session(vm.id, proxy.name.clone()).await?
-            {
-                return Ok(Some(candidates.swap_remove(index)));
+            if candidates[index].sessions < max || is_fresh || self.store.has_console_session(vm.id, last).await? {
+                return Ok(candidates.swap_remove(index));
             }
         }
-        candidates.retain(|candidate| candidate.vm.active_sessions < max);
-        Ok(candidates
+        candidates.retain(|candidate| candidate.sessions < max);
+        let least = candidates
             .into_iter()
-            .min_by_key(|candidate| (candidate.vm.active_sessions, candidate.vm.id)))
+            .min_by_key(|candidate| (candidate.sessions, candidate.host));
+        least.ok_or(NoConsole::NotReady)
+    }
+
+    /// The proxies of the instance's zone whose agents are Up.
+    async fn candidates(&self, vm: &Instance) -> Result<Vec<Candidate>, StoreError> {
+        let is_proxy = |host: &&Host| {
+            host.host_type == HostType::ConsoleProxy && host.zone == vm.zone && self.agents.is_up(host.id)
+        };
+        let hosts = self.store.hosts().await?;
+        let hosts = hosts.iter().filter(is_proxy);
+        if self.proxies == Proxies::Connected {
+            return Ok(hosts.filter_map(Candidate::connected).collect());
+        }
+        let instances = self.store.instances().await?;
+        let own = |host: &Host| {
+            let is_its = |proxy: &&Instance| {
+                proxy.kind == InstanceType::ConsoleProxy
+                    && proxy.state == InstanceState::Running
+                    && proxy.name == host.name
+            };
+            Candidate::own(instances.iter().find(is_its)?, host)
+        };
+        Ok(hosts.filter_map(own).collect())
     }
 
     /// Decides about somebody who comes with a token. The proxy is told yes or no, the log why.
@@ -372,12 +437,12 @@ impl Consoles {
     /// A proxy's report; it is dealt with in the order of arrival.
     pub fn reported(&self, proxy: &Host, report: &ConsoleProxyLoadReportCommand) {
         let Some(text) = report.load_info.clone() else { return };
-        if self.reports.try_send((proxy.name.clone(), text)).is_err() {
+        if self.reports.try_send((proxy.id, proxy.name.clone(), text)).is_err() {
             warn!(proxy = proxy.name, "Too many load reports at once, dropping one");
         }
     }
 
-    async fn record(&self, proxy: &str, report: String) -> Result<(), StoreError> {
+    async fn record(&self, host: HostId, proxy: &str, report: String) -> Result<(), StoreError> {
         let load = match load::parse(&report) {
             Ok(load) => load,
             Err(error) => {
@@ -389,14 +454,13 @@ impl Consoles {
             self.store.end_console_sessions(proxy.to_owned(), load.removed).await?;
         }
         let instances = self.store.instances().await?;
-        let found = instances
-            .iter()
-            .find(|vm| vm.name == proxy && vm.kind == InstanceType::ConsoleProxy);
-        if let Some(vm) = found
-            && vm.last_load.as_deref() != Some(report.as_str())
-        {
-            self.store.record_console_load(vm.id, load.sessions, report).await?;
+        let is_it = |vm: &&Instance| vm.name == proxy && vm.kind == InstanceType::ConsoleProxy;
+        match instances.iter().find(is_it) {
+            Some(vm) if vm.last_load.as_deref() == Some(report.as_str()) => {}
+            Some(vm) => self.store.record_console_load(vm.id, load.sessions, report).await?,
+            None => {}
         }
+        self.store.record_host_sessions(host, load.sessions).await?;
         Ok(())
     }
 }
@@ -406,8 +470,8 @@ impl Books {
     pub async fn run(mut self, stop: CancellationToken) {
         let consoles = self.consoles;
         let record = async {
-            while let Some((proxy, report)) = self.reports.recv().await {
-                if let Err(error) = consoles.record(&proxy, report).await {
+            while let Some((host, proxy, report)) = self.reports.recv().await {
+                if let Err(error) = consoles.record(host, &proxy, report).await {
                     error!(proxy, error = %chain(&error), "Cannot record a load report");
                 }
             }

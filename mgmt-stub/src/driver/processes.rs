@@ -18,6 +18,8 @@ use std::time::Duration;
 use platform::exec::{Cmd, Detached, Process};
 use platform::files;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -35,6 +37,9 @@ const LOG_TAIL: u64 = 4096;
 const MAX_WORDS: usize = 300;
 /// A directory of VMs has few of them; the file is one short line.
 const MAX_PROCESS_FILE: u64 = 4096;
+
+/// `kill -9`.
+const SIGKILL: i32 = nix::libc::SIGKILL;
 
 /// What the programs are told besides the boot arguments.
 #[derive(Clone, Debug)]
@@ -249,8 +254,10 @@ impl Processes {
         let driver = self.clone();
         tokio::spawn(async move {
             let why = match detached.wait().await {
-                Ok(status) => end_of(status),
-                Err(error) => error.to_string(),
+                // Who kills does not ask: the log knows nothing of it.
+                Ok(status) if status.signal() == Some(SIGKILL) => end_of(status),
+                Ok(status) => driver.with_last_words(&name, end_of(status)),
+                Err(error) => driver.with_last_words(&name, error.to_string()),
             };
             driver.ended(&name, &process, why);
         });
@@ -263,12 +270,12 @@ impl Processes {
             while process.is_alive() {
                 tokio::time::sleep(LOOK).await;
             }
-            driver.ended(&name, &process, "exited".into());
+            let why = driver.with_last_words(&name, "exited".into());
+            driver.ended(&name, &process, why);
         });
     }
 
     fn ended(&self, name: &str, process: &Process, why: String) {
-        let why = self.with_last_words(name, why);
         let mut known = self.known();
         if matches!(known.get(name), Some(Known::On(current)) if current == process) {
             warn!(vm = name, pid = process.pid(), why, "System VM ended by itself");
@@ -364,8 +371,17 @@ fn last_line(path: &Path) -> io::Result<Option<String>> {
     let mut tail = Vec::new();
     file.take(LOG_TAIL).read_to_end(&mut tail)?;
     let text = String::from_utf8_lossy(&tail);
-    let line = text.lines().rev().map(without_control).find(|line| !line.is_empty());
+    let words = |line| without_time(&without_control(line)).to_owned();
+    let line = text.lines().rev().map(words).find(|line| !line.is_empty());
     Ok(line.map(|line| line.chars().take(MAX_WORDS).collect()))
+}
+
+/// Log lines begin with their time; who reads why something ended reads the end of the log.
+fn without_time(line: &str) -> &str {
+    match line.split_once(' ') {
+        Some((time, rest)) if OffsetDateTime::parse(time, &Rfc3339).is_ok() => rest.trim_start(),
+        _ => line,
+    }
 }
 
 /// ECMA-48 §5.4: control sequences start with ESC `[` and end with a byte from `@` on.
@@ -406,7 +422,7 @@ mod tests {
     fn a_last_line_is_plain_text() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let log = "first\n\u{1b}[31mERROR\u{1b}[0m cannot listen on 10.1.1.5:8080\n\n  \n";
+        let log = "first\n2026-11-21T14:50:58.123456Z \u{1b}[31mERROR\u{1b}[0m cannot listen on 10.1.1.5:8080\n\n  \n";
         let _ = files::replace(&path, log, 0o600).unwrap();
         assert_eq!(
             last_line(&path).unwrap().unwrap(),

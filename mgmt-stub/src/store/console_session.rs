@@ -94,6 +94,17 @@ impl Store {
         .await
     }
 
+    /// The proxy that showed this instance's console last, and when it was given to it.
+    pub async fn last_proxy(&self, instance: InstanceId) -> Result<Option<(String, OffsetDateTime)>, StoreError> {
+        self.read(move |transaction| {
+            let sql = "SELECT proxy, created FROM console_session WHERE instance_id = ? ORDER BY id DESC LIMIT 1";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let read = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, Seconds>(1)?.0));
+            Ok(statement.query_row([instance], read).optional()?)
+        })
+        .await
+    }
+
     /// Whether a viewer of this session is, or may still come, at this proxy.
     pub async fn has_console_session(&self, instance: InstanceId, proxy: String) -> Result<bool, StoreError> {
         self.read(move |transaction| {

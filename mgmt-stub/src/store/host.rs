@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
@@ -50,6 +51,8 @@ pub struct StartupFacts {
     pub public: HostNic,
     pub storage: HostNic,
     pub ms_host_list: Option<String>,
+    /// Of a CPVM: where it serves browsers.
+    pub proxy_port: Option<NonZeroU16>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,6 +73,10 @@ pub struct Host {
     pub public: HostNic,
     pub storage: HostNic,
     pub ms_host_list: Option<String>,
+    /// Of a CPVM: where it serves browsers, as it says.
+    pub proxy_port: Option<NonZeroU16>,
+    /// Of a CPVM: sessions in its last report.
+    pub active_sessions: u32,
     pub created: OffsetDateTime,
     pub last_ping: Option<OffsetDateTime>,
     /// Since when it is neither Connecting nor Up.
@@ -144,6 +151,16 @@ impl Store {
         .await
     }
 
+    /// What a console proxy reports.
+    pub async fn record_host_sessions(&self, host: HostId, sessions: u32) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            let sql = "UPDATE host SET active_sessions = ? WHERE id = ? AND active_sessions <> ?";
+            transaction.execute(sql, params![sessions, host, sessions])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// All that are not removed.
     pub async fn hosts(&self) -> Result<Vec<Host>, StoreError> {
         self.read(|transaction| {
@@ -206,7 +223,7 @@ fn create(transaction: &Transaction<'_>, facts: &StartupFacts) -> rusqlite::Resu
 fn record_facts(transaction: &Transaction<'_>, id: HostId, facts: &StartupFacts) -> rusqlite::Result<Host> {
     let sql = "UPDATE host SET
                    guid = :guid, guid_stem = :stem, name = :name, zone_id = :zone, pod_id = :pod,
-                   version = :version, arch = :arch, ms_host_list = :ms_host_list,
+                   version = :version, arch = :arch, ms_host_list = :ms_host_list, proxy_port = :proxy_port,
                    private_ip = :private_ip, private_mac = :private_mac, private_netmask = :private_netmask,
                    public_ip = :public_ip, public_mac = :public_mac, public_netmask = :public_netmask,
                    storage_ip = :storage_ip, storage_mac = :storage_mac, storage_netmask = :storage_netmask
@@ -215,6 +232,7 @@ fn record_facts(transaction: &Transaction<'_>, id: HostId, facts: &StartupFacts)
     let params = named_params! {
         ":id": id, ":guid": facts.guid, ":stem": stem(facts), ":name": facts.name, ":zone": facts.zone,
         ":pod": facts.pod, ":version": facts.version, ":arch": facts.arch, ":ms_host_list": facts.ms_host_list,
+        ":proxy_port": facts.proxy_port.map(NonZeroU16::get),
         ":private_ip": text(&facts.private), ":private_mac": facts.private.mac,
         ":private_netmask": facts.private.netmask,
         ":public_ip": text(&facts.public), ":public_mac": facts.public.mac, ":public_netmask": facts.public.netmask,
@@ -278,6 +296,8 @@ fn host(row: &Row<'_>) -> rusqlite::Result<Host> {
         public: nic("public_ip", "public_mac", "public_netmask")?,
         storage: nic("storage_ip", "storage_mac", "storage_netmask")?,
         ms_host_list: row.get("ms_host_list")?,
+        proxy_port: row.get::<_, Option<u16>>("proxy_port")?.and_then(NonZeroU16::new),
+        active_sessions: row.get("active_sessions")?,
         created: row.get::<_, Seconds>("created")?.0,
         last_ping: moment("last_ping")?,
         disconnected: moment("disconnected")?,

@@ -63,8 +63,6 @@ pub struct Instance {
     pub active_sessions: u32,
     /// Of a CPVM: its last report as it came.
     pub last_load: Option<String>,
-    /// The CPVM that showed its console last, and when it was given to it.
-    pub proxy: Option<(InstanceId, OffsetDateTime)>,
     pub created: OffsetDateTime,
     pub removed: Option<OffsetDateTime>,
 }
@@ -241,16 +239,6 @@ impl Store {
         })
         .await
     }
-
-    /// Gives an instance's console to a proxy.
-    pub async fn assign_proxy(&self, id: InstanceId, proxy: InstanceId) -> Result<(), StoreError> {
-        self.write(move |transaction| {
-            let sql = "UPDATE instance SET proxy_id = ?, proxy_since = ? WHERE id = ?";
-            transaction.execute(sql, params![proxy, now(), id])?;
-            Ok(())
-        })
-        .await
-    }
 }
 
 /// management.md §1: V: `server/.../vm/VirtualMachineName`.
@@ -282,10 +270,6 @@ fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
         }),
         _ => None,
     };
-    let proxy = match (row.get("proxy_id")?, row.get::<_, Option<Seconds>>("proxy_since")?) {
-        (Some(proxy), Some(Seconds(since))) => Some((proxy, since)),
-        _ => None,
-    };
     Ok(Instance {
         id: row.get("id")?,
         uuid: row.get::<_, Parsed<_>>("uuid")?.0,
@@ -307,7 +291,6 @@ fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
         vnc,
         active_sessions: row.get("active_sessions")?,
         last_load: row.get("last_load")?,
-        proxy,
         created: row.get::<_, Seconds>("created")?.0,
         removed: row.get::<_, Option<Seconds>>("removed")?.map(|seconds| seconds.0),
     })

@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::str::FromStr;
 
-use rusqlite::Row;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+use rusqlite::{Row, ToSql};
 use time::OffsetDateTime;
 
 /// A column that holds the text form of a `T`.
@@ -24,6 +24,24 @@ impl FromSql for Seconds {
         let seconds = value.as_i64()?;
         let moment = OffsetDateTime::from_unix_timestamp(seconds);
         moment.map(Self).map_err(|_| FromSqlError::OutOfRange(seconds))
+    }
+}
+
+/// A column that holds milliseconds since 1970-01-01 UTC, where a second is too much.
+pub(super) struct Milliseconds(pub(super) OffsetDateTime);
+
+impl FromSql for Milliseconds {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let millis = value.as_i64()?;
+        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000);
+        moment.map(Self).map_err(|_| FromSqlError::OutOfRange(millis))
+    }
+}
+
+impl ToSql for Milliseconds {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let millis = self.0.unix_timestamp_nanos() / 1_000_000;
+        Ok(i64::try_from(millis).unwrap_or(i64::MAX).into())
     }
 }
 

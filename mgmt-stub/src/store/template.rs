@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::id::{AccountId, ImageStoreId, TemplateId, TemplateStoreId, ZoneId};
-use super::row::{Parsed, Seconds, now};
+use super::row::{Milliseconds, Parsed, Seconds, now};
 use super::{Store, StoreError};
 use crate::download_state::{DownloadEvent, DownloadState};
 
@@ -296,7 +296,7 @@ impl Store {
                 ":bytes": progress.bytes,
                 ":rate": progress.rate,
                 ":attempt": attempt,
-                ":next_attempt": next_attempt.map(OffsetDateTime::unix_timestamp),
+                ":next_attempt": next_attempt.map(Milliseconds),
                 ":now": now(),
             };
             let mut statement = transaction.prepare_cached(sql)?;
@@ -359,7 +359,7 @@ fn template_store(row: &Row<'_>) -> rusqlite::Result<TemplateStore> {
             rate: row.get("rate")?,
         },
         attempt: row.get("attempt")?,
-        next_attempt: row.get::<_, Option<Seconds>>("next_attempt")?.map(|seconds| seconds.0),
+        next_attempt: row.get::<_, Option<Milliseconds>>("next_attempt")?.map(|time| time.0),
         updated: row.get::<_, Seconds>("updated")?.0,
     })
 }

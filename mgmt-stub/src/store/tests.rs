@@ -460,6 +460,7 @@ async fn a_thousand_agents_that_register_at_once_share_few_commits() {
                 public: host::HostNic::default(),
                 storage: host::HostNic::default(),
                 ms_host_list: None,
+                proxy_port: None,
             };
             let id = store.find_or_create_host(facts).await.unwrap().id;
             let connected = store.apply_host_event(id, HostEvent::AgentConnected, "startup");

@@ -127,6 +127,7 @@ async fn use_up_ids_below(server: &TestServer, id: i64) {
             public: HostNic::default(),
             storage: HostNic::default(),
             ms_host_list: None,
+            proxy_port: None,
         };
         server.store.find_or_create_host(facts).await.unwrap();
     }

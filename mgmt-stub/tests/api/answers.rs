@@ -39,6 +39,7 @@ async fn furnished() -> Server {
         },
         storage: HostNic::default(),
         ms_host_list: None,
+        proxy_port: None,
     };
     let host = store.find_or_create_host(facts).await.unwrap();
     store

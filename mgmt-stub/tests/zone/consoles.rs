@@ -13,8 +13,12 @@ use serde_json::Value;
 
 use crate::support::{TestZone, until};
 
-async fn instance(zone: &TestZone, state: InstanceState) -> Instance {
-    let new = NewInstance {
+pub(crate) async fn instance(zone: &TestZone, state: InstanceState) -> Instance {
+    zone.store.create_instance(new_instance(state), None).await.unwrap()
+}
+
+pub(crate) fn new_instance(state: InstanceState) -> NewInstance {
+    NewInstance {
         kind: User,
         name: Some("web-1".into()),
         display_name: None,
@@ -33,11 +37,10 @@ async fn instance(zone: &TestZone, state: InstanceState) -> Instance {
             port: 5901,
             password: Secret::new("swordfish".into()),
         }),
-    };
-    zone.store.create_instance(new, None).await.unwrap()
+    }
 }
 
-fn creator() -> Creator {
+pub(crate) fn creator() -> Creator {
     Creator {
         account: AccountId(1),
         user: UserId(1),
@@ -49,7 +52,7 @@ fn creator() -> Creator {
 type Change = fn(&mut ConsoleAccessAuthenticationCommand);
 
 /// Opens a token as a console proxy does.
-async fn open(zone: &TestZone, token: &Secret<String>) -> Value {
+pub(crate) async fn open(zone: &TestZone, token: &Secret<String>) -> Value {
     use base64::Engine;
     use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
     let setting = async |name: &str| {

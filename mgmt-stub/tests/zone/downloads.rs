@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::support::{TestZone, until};
 
-async fn register(zone: &TestZone, wish: &str) -> Template {
+pub(crate) async fn register(zone: &TestZone, wish: &str) -> Template {
     let facts = TemplateFacts {
         kind: TemplateKind::Template,
         name: wish.into(),
@@ -50,7 +50,7 @@ async fn row(zone: &TestZone, template: &Template) -> TemplateStore {
     rows.remove(0)
 }
 
-async fn reaches(zone: &TestZone, template: &Template, state: DownloadState) -> TemplateStore {
+pub(crate) async fn reaches(zone: &TestZone, template: &Template, state: DownloadState) -> TemplateStore {
     until(&format!("{} is {state}", template.facts.name), async || {
         let row = row(zone, template).await;
         (row.state == state).then_some(row)
@@ -103,22 +103,66 @@ async fn a_failed_download_is_tried_again_until_it_works() {
 async fn after_five_attempts_a_person_is_told() {
     let zone = TestZone::start().await;
     let template = register(&zone, "never").await;
-    let row = until("it is given up", async || {
-        let row = row(&zone, &template).await;
+    let row = given_up(&zone, &template).await;
+    assert_eq!(row.attempt, 5);
+    let error = "HTTP Server returned 503 (expected 200 OK) (http://127.0.0.1/never)";
+    assert_eq!(row.progress.error.as_deref(), Some(error));
+    let told = format!("Template never cannot be downloaded, tried 5 times: {error}");
+    until("the alert", async || zone.alerts().await.contains(&told).then_some(())).await;
+    zone.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_attempt_can_change_is_final_at_once() {
+    let zone = TestZone::start().await;
+    let template = register(&zone, "missing").await;
+    let row = given_up(&zone, &template).await;
+    assert_eq!(row.attempt, 1);
+    let error = "HTTP Server returned 404 (expected 200 OK) (http://127.0.0.1/missing)";
+    assert_eq!(row.progress.error.as_deref(), Some(error));
+    let told = format!("Template missing cannot be downloaded: {error}");
+    until("the alert", async || zone.alerts().await.contains(&told).then_some(())).await;
+
+    // What it has left on the store goes with it.
+    let ssvm = zone.up(SecondaryStorageVm).await;
+    delete(&zone, &template).await.unwrap();
+    let directory = format!("DELETE template/tmpl/1/{}\n", template.id);
+    assert!(zone.seen(&ssvm).contains(&directory), "{}", zone.seen(&ssvm));
+    zone.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_has_begun_is_deleted_when_an_agent_can_be_told() {
+    let zone = TestZone::start_without_driver(&[]).await;
+    let never_asked = register(&zone, "ok").await;
+    delete(&zone, &never_asked).await.unwrap();
+    let begun = register(&zone, "hang").await;
+    let asked = row(&zone, &begun).await;
+    let event = mgmt_stub::download_state::DownloadEvent::Failed;
+    zone.store
+        .download_event(asked.id, event, asked.progress, 1, None)
+        .await
+        .unwrap();
+    let refused = delete(&zone, &begun).await.unwrap_err();
+    assert!(
+        matches!(refused, mgmt_stub::downloads::DeleteError::NoAgent),
+        "{refused}"
+    );
+    assert_eq!(row(&zone, &begun).await.state, DownloadState::Error, "as it was");
+    zone.end().await;
+}
+
+async fn delete(zone: &TestZone, template: &Template) -> Result<(), mgmt_stub::downloads::DeleteError> {
+    let found = mgmt_stub::downloads::find(&zone.store, template.id).await.unwrap();
+    zone.zone.downloads.delete(found.unwrap()).await
+}
+
+async fn given_up(zone: &TestZone, template: &Template) -> TemplateStore {
+    until("it is given up", async || {
+        let row = row(zone, template).await;
         (row.state == DownloadState::Error && row.next_attempt.is_none()).then_some(row)
     })
-    .await;
-    assert_eq!(row.attempt, 5);
-    assert_eq!(
-        row.progress.error.as_deref(),
-        Some("http://127.0.0.1/never answered 404 Not Found")
-    );
-    let told = "Template never cannot be downloaded, tried 5 times: http://127.0.0.1/never answered 404 Not Found";
-    until("the alert", async || {
-        zone.alerts().await.iter().any(|alert| alert == told).then_some(())
-    })
-    .await;
-    zone.end().await;
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,11 +220,7 @@ async fn deleting_stops_a_download_first() {
     reaches(&zone, &template, DownloadState::InProgress).await;
     let ssvm = zone.up(SecondaryStorageVm).await;
     let job = row(&zone, &template).await.progress.job.unwrap();
-    let found = mgmt_stub::downloads::find(&zone.store, template.id)
-        .await
-        .unwrap()
-        .unwrap();
-    zone.zone.downloads.delete(found).await.unwrap();
+    delete(&zone, &template).await.unwrap();
     assert!(zone.store.templates().await.unwrap().is_empty());
     let seen = zone.seen(&ssvm);
     let (abort, delete) = (seen.find(&format!("Abort {job}")), seen.find("DELETE"));

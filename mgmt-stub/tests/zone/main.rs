@@ -2,6 +2,7 @@
 //! agents (`examples/fake_vm.rs`).
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
 
+mod by_hand;
 mod consoles;
 mod downloads;
 mod support;

@@ -44,14 +44,15 @@ pub(crate) struct TestZone {
     pub(crate) agents: Agents,
     pub(crate) configuration: Configuration,
     pub(crate) zone: Zone,
+    pub(crate) port: u16,
     driver: Processes,
-    port: u16,
+    has_driver: bool,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
 
 /// Built by cargo with the tests.
-fn fake_vm() -> PathBuf {
+pub(crate) fn fake_vm() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let built = own.parent().unwrap().parent().unwrap().join("examples/fake_vm");
     assert!(
@@ -68,6 +69,15 @@ impl TestZone {
 
     /// With settings.
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::prepare(settings, true).await
+    }
+
+    /// As `serve --driver none`: somebody else starts system VMs.
+    pub(crate) async fn start_without_driver(settings: &[(&str, &str)]) -> Self {
+        Self::prepare(settings, false).await
+    }
+
+    async fn prepare(settings: &[(&str, &str)], has_driver: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         let added = store
@@ -89,10 +99,10 @@ impl TestZone {
         {
             store.set_setting(*name, *value).await.unwrap();
         }
-        Self::start_in(directory, store, 0).await
+        Self::start_in(directory, store, 0, has_driver).await
     }
 
-    async fn start_in(directory: TempDir, store: Store, port: u16) -> Self {
+    async fn start_in(directory: TempDir, store: Store, port: u16, has_driver: bool) -> Self {
         platform::crypto::install();
         let ca = Ca::open_or_create(directory.path().join("ca")).unwrap();
         let presented = Presented::Leaf {
@@ -135,7 +145,8 @@ impl TestZone {
         let agents = server.agents();
         let shared = Arc::new(driver.clone());
         let system_vms = SystemVms::new(store.clone(), agents.clone(), configuration.clone(), ca, shared, place);
-        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), Some(system_vms));
+        let system_vms = has_driver.then_some(system_vms);
+        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
         hooks.set(zone.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -149,8 +160,9 @@ impl TestZone {
             agents,
             configuration,
             zone,
-            driver,
             port,
+            driver,
+            has_driver,
             stop,
             tasks,
         }
@@ -164,8 +176,9 @@ impl TestZone {
             agents,
             configuration,
             zone,
-            driver,
             port,
+            driver,
+            has_driver,
             stop,
             tasks,
         } = self;
@@ -179,7 +192,7 @@ impl TestZone {
             Store::open(directory.path()).ok()
         })
         .await;
-        Self::start_in(directory, store, port).await
+        Self::start_in(directory, store, port, has_driver).await
     }
 
     /// Ends everything.

@@ -49,6 +49,14 @@ async fn a_killed_vm_is_started_again_at_once_with_an_alert() {
     let pid = zone.pid(&ssvm);
     let killed = Instant::now();
     kill_9(pid);
+    until("the reason is told", async || {
+        let hosts = zone.store.hosts().await.unwrap();
+        let vm = zone.store.instance(ssvm.id).await.unwrap().unwrap();
+        let why = zone.system_vms().why_not_up(&vm, host_of(&hosts, &vm))?;
+        why.contains("exited: signal 9; being started again").then_some(())
+    })
+    .await;
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
     let again = until("another process", async || {
         let vm = zone.store.instance(ssvm.id).await.unwrap().unwrap();
         (vm.state == InstanceState::Running && zone.pid(&vm) != pid).then_some(vm)
@@ -56,6 +64,11 @@ async fn a_killed_vm_is_started_again_at_once_with_an_alert() {
     .await;
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     assert_eq!(zone.up(SecondaryStorageVm).await.uuid, again.uuid);
+    until("it needs no reason any more", async || {
+        let vm = zone.store.instance(ssvm.id).await.unwrap().unwrap();
+        (vm.reason == "running").then_some(())
+    })
+    .await;
     let alerts = zone.alerts().await;
     let told = format!("{} ended by itself: exited: signal 9", ssvm.name);
     assert!(alerts.iter().any(|alert| alert.starts_with(&told)), "{alerts:?}");

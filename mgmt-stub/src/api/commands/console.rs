@@ -99,7 +99,7 @@ async fn create(call: Call) -> Result<Outcome, ApiError> {
     let creator = Creator {
         account: identity.account.id,
         user: identity.user.id,
-        address: None,
+        address: call.from.map(|from| from.to_string()),
     };
     let outcome = match call.management.zone.consoles.create(&vm, &creator, extra).await {
         Ok(endpoint) => json!({

@@ -1,10 +1,10 @@
 //! Templates and ISOs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use protocol::transfer::ImageFormat;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 
 use super::os_type;
 use super::owner::{Owners, fields as owner_fields};
@@ -772,7 +772,7 @@ impl Describe {
                 "downloadeta": eta(main),
                 "downloadattempt": main.attempt,
                 "downloadattempts": ATTEMPTS,
-                "downloadnext": main.next_attempt.filter(|_| is_failed).map(date::format),
+                "downloadnext": next_attempt(main),
                 "downloaderror": main.progress.error.as_deref().filter(|_| is_failed),
             });
             fields.extend(more.as_object().cloned().unwrap_or_default());
@@ -794,7 +794,7 @@ impl Describe {
             "eta": eta(row).map(|eta| eta.to_string()),
             "attempt": row.attempt.to_string(),
             "attempts": ATTEMPTS.to_string(),
-            "nextattempt": row.next_attempt.filter(|at| *at > OffsetDateTime::now_utc()).map(date::format),
+            "nextattempt": next_attempt(row),
             "error": row.progress.error.as_deref().filter(|_| row.state == DownloadState::Error),
         })
     }
@@ -812,6 +812,12 @@ fn status(kind: TemplateKind, row: &TemplateStore) -> String {
         (DownloadState::Error, _) => row.progress.error.clone().unwrap_or_else(|| "Download failed".into()),
         (DownloadState::Abandoned, _) => "Being deleted".into(),
     }
+}
+
+/// The first whole second at which it has begun.
+fn next_attempt(row: &TemplateStore) -> Option<String> {
+    let at = row.next_attempt.filter(|_| row.state == DownloadState::Error)?;
+    Some(date::format(at + Duration::from_nanos(999_999_999)))
 }
 
 /// Seconds.

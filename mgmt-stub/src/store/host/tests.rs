@@ -24,6 +24,7 @@ fn facts(guid: &str, resource: &str) -> StartupFacts {
         public: nic("192.0.2.7"),
         storage: HostNic::default(),
         ms_host_list: Some("10.1.1.2@static".to_owned()),
+        proxy_port: None,
     }
 }
 
@@ -54,6 +55,8 @@ async fn a_new_agent_gets_a_row_that_says_what_it_said() {
         public: told.public,
         storage: told.storage,
         ms_host_list: told.ms_host_list,
+        proxy_port: told.proxy_port,
+        active_sessions: 0,
         created: found.created,
         last_ping: None,
         disconnected: None,
