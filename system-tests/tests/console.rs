@@ -341,7 +341,6 @@ async fn nowhere(zone: &UpZone, secret: &str, printed: &str) {
         (zone.http(), "/client/live"),
         (zone.http(), "/metrics"),
         (zone.console(), "/resource/noVNC/vnc.html"),
-        (zone.console(), "/cmd/getstatus"),
     ] {
         places.push((format!("{address}{path}"), get(address, path).await));
     }

@@ -118,7 +118,8 @@ async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_up_ends_what_it_started() {
     let zone = UpZone::new();
-    let log = zone.path().join("up.log");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let log = elsewhere.path().join("up.log");
     let mut up: Running = zone.up().spawn(&log).unwrap();
     wait::until("the guest runs", UP_LIMIT, async || {
         let text = fs::read_to_string(&log).unwrap_or_default();
