@@ -270,7 +270,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
             "external",
             source.put("external.qcow2", Content::Bytes(external)),
             None,
-            &["data file"],
+            &["its data is in another file"],
         ),
         (
             "html",

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use platform::exec::Cmd;
+use platform::exec::{Cmd, ExecError};
 use platform::{files, shutdown};
 use tokio::time::sleep;
 
@@ -163,6 +163,8 @@ struct Zone {
     directory: PathBuf,
     /// What is up, or is about to be; on disk as soon as a process has been started.
     state: State,
+    /// The addresses of this call are not those of the one before.
+    has_moved: bool,
     started: Instant,
 }
 
@@ -178,23 +180,24 @@ impl Zone {
             data_dir: directory.join("data"),
             store: directory.join("store"),
             console: arguments.console.to_string(),
+            agents: arguments.agents.to_string(),
             server: None,
             guest: None,
         };
+        let old = State::load(&directory)?;
+        let addresses = |state: &State| (state.url.clone(), state.console.clone(), state.agents.clone());
         let mut zone = Self {
             arguments,
-            state: State::load(&directory)?.unwrap_or_else(|| fresh.clone()),
+            has_moved: old.as_ref().is_some_and(|old| addresses(old) != addresses(&fresh)),
+            state: old.unwrap_or_else(|| fresh.clone()),
             directory,
             started: Instant::now(),
         };
         if !zone.is_up() {
             // The server is about to be started where this call says, not where an earlier one said.
-            (zone.state.url, zone.state.console) = (fresh.url, fresh.console);
-        } else if (&zone.state.url, &zone.state.console) != (&fresh.url, &fresh.console) {
-            eprintln!(
-                "The zone is up on {}, consoles on {}; other addresses need `cargo xtask down` first.",
-                zone.state.url, zone.state.console
-            );
+            (zone.state.url, zone.state.console, zone.state.agents) = addresses(&fresh);
+        } else if zone.has_moved {
+            eprintln!("The zone is up on other addresses; `cargo xtask down` first if it shall move.");
         }
         Ok(zone)
     }
@@ -278,6 +281,11 @@ impl Zone {
             TcpListener::bind(address).with_context(|| {
                 format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
             })?;
+        }
+        if self.has_moved {
+            // The server was killed and they go on; they would look for it at the old address for ever.
+            eprintln!("The addresses have changed: ending the system VMs that know the old ones");
+            stop_system_vms(&self.state).await?;
         }
         let is_new = !self.state.data_dir.exists();
         fs::create_dir_all(&self.state.store)?;
@@ -473,11 +481,7 @@ async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
     }
     if state.server.is_some() {
         eprintln!("Ending the system VMs");
-        let stop = Cmd::new(state.programs.join("mgmt-stub"))
-            .arg("--data-dir")
-            .arg(&state.data_dir)
-            .arg("stop-system-vms");
-        if let Err(error) = stop.run().await {
+        if let Err(error) = stop_system_vms(state).await {
             left.push(format!("the system VMs: {error}"));
         }
     }
@@ -491,6 +495,13 @@ async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
     State::forget(directory)?;
     eprintln!("All is down. The data are in {}.", directory.display());
     Ok(())
+}
+
+/// Only while there is no server, which would start them again.
+async fn stop_system_vms(state: &State) -> Result<(), ExecError> {
+    let program = Cmd::new(state.programs.join("mgmt-stub"));
+    let stop = program.arg("--data-dir").arg(&state.data_dir).arg("stop-system-vms");
+    stop.run().await.map(drop)
 }
 
 async fn zone_id(api: &Api) -> anyhow::Result<String> {
