@@ -11,7 +11,7 @@ use platform::exec::{Cmd, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs::built;
+use crate::programs::{built, guest_is_made, novnc};
 use crate::qmp::Monitor;
 use crate::wait;
 
@@ -31,9 +31,11 @@ impl UpZone {
     /// A place for one; nothing is started.
     ///
     /// # Panics
-    /// No directory can be made, or no port is free.
+    /// No directory can be made, no port is free, or noVNC or the guest is missing: it says what to run.
     #[expect(clippy::new_without_default, reason = "it takes ports and makes a directory")]
     pub fn new() -> Self {
+        novnc();
+        guest_is_made();
         // All at once, so that they differ.
         let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port"));
         Self {
