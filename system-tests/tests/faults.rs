@@ -288,7 +288,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
             "tls",
             source.url("good.qcow2").replace("http:", "https:"),
             None,
-            &["TLS"],
+            &["no secure connection"],
         ),
     ];
     let mut registered = Vec::new();

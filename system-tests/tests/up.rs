@@ -1,7 +1,5 @@
 //! `cargo xtask up` and `down`, and the console of the guest that they start, in a real browser.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
