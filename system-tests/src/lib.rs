@@ -3,19 +3,25 @@
 //! | module | |
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
+//! | [`console`] | the console page, compared with the machine behind it |
+//! | [`page`] | the management server's page |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
 //! | [`qmp`] | what a machine in QEMU really shows |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
+//! | [`up`] | a zone that `cargo xtask up` has started |
 //! | [`wait`] | waiting for a condition, with a limit |
 //! | [`zone`] | a zone of plain processes in a directory of its own |
 
 #![expect(clippy::panic, clippy::print_stdout, reason = "this crate is all tests")]
 
 pub mod browser;
+pub mod console;
+pub mod page;
 pub mod programs;
 pub mod python;
 pub mod qmp;
 pub mod source;
+pub mod up;
 pub mod wait;
 pub mod zone;

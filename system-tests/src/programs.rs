@@ -16,6 +16,32 @@ pub fn built(name: &str) -> PathBuf {
     program
 }
 
+/// noVNC, which the console proxy serves.
+///
+/// # Panics
+/// It is not there.
+pub fn novnc() -> PathBuf {
+    asset("novnc/core/rfb.js", "assets");
+    target_dir().join("assets/novnc")
+}
+
+/// Makes sure that the demo guest is there: making it inside of a test would take longer than the test may.
+///
+/// # Panics
+/// It is not.
+pub fn guest_is_made() {
+    asset("guest/demo.qcow2", "guest");
+}
+
+fn asset(path: &str, task: &str) {
+    let file = target_dir().join("assets").join(path);
+    assert!(
+        file.exists(),
+        "{} is not there; run `cargo xtask {task}` or `cargo xtask test`",
+        file.display()
+    );
+}
+
 /// The directory that cargo builds into; downloaded assets are cached there, too.
 ///
 /// # Panics

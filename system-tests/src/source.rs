@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
@@ -149,18 +149,22 @@ pub fn checksum(digest: Sha512) -> String {
         .fold("{SHA-512}".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// Eight bytes for each multiple of eight: splitmix64 of the position.
+/// Eight bytes for each multiple of eight: splitmix64 of the position. Word by word, as this is not optimised and has
+/// to keep up with a download.
 fn noise(range: Range<u64>) -> Bytes {
     let first = range.start / 8;
-    let words = (first..range.end.div_ceil(8)).flat_map(|index| {
-        let mut word = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)).to_le_bytes()
-    });
     let skipped = usize::try_from(range.start - first * 8).unwrap_or_default();
     let length = usize::try_from(range.end - range.start).unwrap_or_default();
-    words.skip(skipped).take(length).collect()
+    let mut words = BytesMut::with_capacity(length + 16);
+    let mut index = first;
+    while index * 8 < range.end {
+        index += 1;
+        let mut word = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        words.extend_from_slice(&(word ^ (word >> 31)).to_le_bytes());
+    }
+    words.freeze().slice(skipped..skipped + length)
 }
 
 fn length(bytes: &Bytes) -> u64 {

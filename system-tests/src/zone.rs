@@ -12,7 +12,7 @@ use platform::exec::{Cmd, ExecError, Running};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs::{built, target_dir};
+use crate::programs::{built, novnc};
 use crate::wait;
 
 /// For a zone to have its system VMs Up. Debug builds on two busy cores are slow.
@@ -94,7 +94,7 @@ impl Zone {
             .args(["--listen", &self.agents.to_string(), "--http", &self.http.to_string()])
             .args(["--console-listen", &self.console.to_string()])
             .arg("--novnc")
-            .arg(target_dir().join("assets/novnc"))
+            .arg(novnc())
             .arg("--local-store")
             .arg(&self.store)
             .env("SYSVM_LOG", "debug")

@@ -270,7 +270,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
             "external",
             source.put("external.qcow2", Content::Bytes(external)),
             None,
-            &["data file"],
+            &["its data is in another file"],
         ),
         (
             "html",
@@ -288,7 +288,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
             "tls",
             source.url("good.qcow2").replace("http:", "https:"),
             None,
-            &["TLS"],
+            &["no secure connection"],
         ),
     ];
     let mut registered = Vec::new();

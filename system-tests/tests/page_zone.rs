@@ -8,37 +8,20 @@ use std::time::{Duration, Instant};
 use platform::exec::Cmd;
 use serde_json::{Value, json};
 use system_tests::browser::{Browser, ColorScheme, Page};
+use system_tests::page;
 use system_tests::source::{Content, Source};
 use system_tests::zone::Zone;
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// For a download of some MiB, and for a system VM to come back.
 const WORK_LIMIT: Duration = Duration::from_mins(2);
-/// What a person types. Not a real one.
-const PASSWORD: &str = "correct horse battery";
-
 async fn logged_in(zone: &Zone, browser: &Browser) -> Page {
     let password = zone.one_time_password().await;
-    let page = browser.open(&format!("http://{}/client/", zone.http)).await.unwrap();
-    page.wait_for("document.querySelector('#username') !== null", LIMIT)
-        .await
-        .unwrap();
-    page.fill("#username", "admin").await.unwrap();
-    page.fill("#password", &password).await.unwrap();
-    page.press("Enter").await.unwrap();
-    page.wait_for_text("Choose a password", LIMIT).await.unwrap();
-    page.fill("#chosen", PASSWORD).await.unwrap();
-    page.fill("#repeated", PASSWORD).await.unwrap();
-    page.press("Enter").await.unwrap();
-    page.wait_for_text("Live", LIMIT).await.unwrap();
-    page
+    page::logged_in(browser, zone.http, &password).await.unwrap()
 }
 
 async fn open_view(page: &Page, view: &str) {
-    let link = format!("nav a[href='#/{view}']");
-    page.click(&link).await.unwrap();
-    let is_open = format!("document.querySelector(\"{link}\").ariaCurrent === 'page'");
-    page.wait_for(&is_open, LIMIT).await.unwrap();
+    page::open_view(page, view).await.unwrap();
 }
 
 /// Fills the form as a person does.

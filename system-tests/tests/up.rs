@@ -1,155 +1,20 @@
 //! `cargo xtask up` and `down`, and the console of the guest that they start, in a real browser.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use platform::exec::{Cmd, Output, Running};
-use serde_json::{Value, json};
-use system_tests::browser::{Browser, ColorScheme, Page};
-use system_tests::programs::built;
-use system_tests::qmp::{Monitor, Screen};
+use platform::exec::Running;
+use system_tests::browser::{Browser, ColorScheme};
+use system_tests::console::{LIMIT, same_picture, status};
+use system_tests::up::{DOWN_LIMIT, UP_LIMIT, UpZone};
 use system_tests::wait;
-use tempfile::TempDir;
-
-/// For `up`, in debug builds on two busy cores.
-const UP_LIMIT: Duration = Duration::from_mins(4);
-const DOWN_LIMIT: Duration = Duration::from_mins(1);
-/// For anything on the page or in the guest.
-const LIMIT: Duration = Duration::from_mins(1);
-/// A guest that has nothing to do changes nothing for so long.
-const QUIET: Duration = Duration::from_secs(1);
-
-/// A zone in a directory and on ports of its own. Dropping it ends what is left of it.
-struct Zone {
-    directory: TempDir,
-    ports: [SocketAddr; 3],
-}
-
-impl Zone {
-    fn new() -> Self {
-        // All at once, so that they differ.
-        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-        Self {
-            directory: tempfile::Builder::new().prefix("sysvm-up-").tempdir().unwrap(),
-            ports: listeners.map(|listener| listener.local_addr().unwrap()),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn up(&self) -> Cmd {
-        let [http, console, agents] = self.ports.map(|port| port.to_string());
-        Cmd::new(built("xtask"))
-            .args(["up", "--processes", "--profile", "dev", "--no-build", "--no-install"])
-            .args(["--http", &http, "--console", &console, "--agents", &agents])
-            .arg("--dir")
-            .arg(self.path())
-            .time_limit(UP_LIMIT)
-    }
-
-    async fn down(&self) -> Output {
-        let down = Cmd::new(built("xtask")).args(["down", "--dir"]).arg(self.path());
-        down.time_limit(DOWN_LIMIT).run().await.unwrap()
-    }
-
-    /// What `up` has written for us.
-    fn state(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.path().join("zone.json")).unwrap()).unwrap()
-    }
-
-    async fn api(&self, command: &str, parameters: &[&str]) -> Value {
-        let call = Cmd::new(built("mgmt-stub"))
-            .arg("--data-dir")
-            .arg(self.path().join("data"))
-            .args(["api", command])
-            .args(parameters);
-        serde_json::from_slice(&call.run().await.unwrap().stdout).unwrap()
-    }
-
-    async fn console_url(&self) -> String {
-        let state = self.state();
-        let id = format!("virtualmachineid={}", state["guest"]["id"].as_str().unwrap());
-        let endpoint = self.api("createConsoleEndpoint", &[&id]).await;
-        endpoint["consoleendpoint"]["url"].as_str().unwrap().to_owned()
-    }
-
-    /// Command lines of all processes that have to do with this zone.
-    fn processes(&self) -> Vec<(i32, String)> {
-        let directory = self.path().to_str().unwrap();
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        let lines = entries.filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
-        });
-        lines.filter(|(_, line)| line.contains(directory)).collect()
-    }
-}
-
-impl Drop for Zone {
-    fn drop(&mut self) {
-        for (pid, _) in self.processes() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-}
-
-/// What noVNC has drawn, as [`Screen`] has it.
-const CANVAS: &str = "(async () => {
-    const canvas = document.querySelector('#screen canvas');
-    const {width, height} = canvas;
-    const rgba = canvas.getContext('2d').getImageData(0, 0, width, height).data;
-    const rgb = new Uint8Array(width * height * 3);
-    for (let from = 0, to = 0; from < rgba.length; from += 4) {
-        rgb[to++] = rgba[from]; rgb[to++] = rgba[from + 1]; rgb[to++] = rgba[from + 2];
-    }
-    const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', rgb));
-    return {width, height, digest: Array.from(digest, byte => byte.toString(16).padStart(2, '0')).join('')};
-})()";
-
-async fn canvas(page: &Page) -> Value {
-    page.evaluate(CANVAS).await.unwrap()
-}
-
-/// Waits until the machine shows something else than `before` and is quiet, and the browser shows the same. (The
-/// firmware's cursor blinks; the guest's shell has none.)
-async fn same_picture(page: &Page, monitor: &mut Monitor, before: Option<&Screen>) -> Screen {
-    let mut last = None;
-    wait::until("the canvas is the machine's screen", LIMIT, async || {
-        let screen = monitor.screen().await.unwrap();
-        let is_quiet = last.replace(screen.clone()).as_ref() == Some(&screen);
-        if before == Some(&screen) || !is_quiet {
-            tokio::time::sleep(QUIET).await;
-            return Err("the screen has not changed, or still does".into());
-        }
-        let wanted = json!({"width": screen.width, "height": screen.height, "digest": screen.digest});
-        let found = canvas(page).await;
-        if found == wanted {
-            Ok(screen)
-        } else {
-            Err(format!("{found} instead of {wanted}"))
-        }
-    })
-    .await
-}
-
-async fn status(page: &Page, words: &str) {
-    let condition = format!("document.getElementById('status').textContent === {}", json!(words));
-    page.wait_for(&condition, LIMIT).await.unwrap();
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
-    let zone = Zone::new();
+    let zone = UpZone::new();
     let printed = zone.up().run().await.unwrap().stderr;
     for part in ["secondary storage VM", "Running, agent Up", "demo", "Ready", "Password"] {
         assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
@@ -172,9 +37,7 @@ async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
     assert!(again.contains("The zone is up"), "{again}");
     assert_eq!(zone.state(), state, "the second call has started nothing");
 
-    let mut monitor = Monitor::connect(Path::new(state["guest"]["qmp"].as_str().unwrap()))
-        .await
-        .unwrap();
+    let mut monitor = zone.monitor().await;
     let browser = Browser::start().await.unwrap();
     let url = zone.console_url().await;
     let page = browser.open(&url).await.unwrap();
@@ -252,8 +115,9 @@ async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_up_ends_what_it_started() {
-    let zone = Zone::new();
-    let log = zone.path().join("up.log");
+    let zone = UpZone::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let log = elsewhere.path().join("up.log");
     let mut up: Running = zone.up().spawn(&log).unwrap();
     wait::until("the guest runs", UP_LIMIT, async || {
         let text = fs::read_to_string(&log).unwrap_or_default();

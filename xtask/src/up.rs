@@ -4,59 +4,54 @@
 //! goes on without it; `zone.json` says what that is.
 
 mod api;
+mod directory;
 mod progress;
 mod qmp;
 mod source;
 mod state;
 mod table;
+mod template;
 mod vm;
 
 use std::env;
 use std::fmt::Display;
 use std::fs;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use platform::exec::Cmd;
+use platform::exec::{Cmd, ExecError};
 use platform::{files, shutdown};
-use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::assets::remove_directory;
 use crate::guest;
 use crate::tools::{self, Install};
 use crate::{assets, must_succeed};
 use api::{Api, text};
-use progress::Progress;
-use source::Source;
 use state::{Running, State};
-use table::{columns, is_up, state_of, system_vm_line};
+use table::{columns, is_up, rows, system_vm_line};
 
 const DIRECTORY: &str = "target/zone";
 const USER: &str = "admin";
 const GUEST_NAME: &str = "demo-guest";
-const TEMPLATE_NAME: &str = "demo";
 /// The server opens its database and its sockets; a second in a debug build.
 const SERVER_LIMIT: Duration = Duration::from_mins(1);
 /// For the system VMs to be Up.
 const SYSTEM_VMS_LIMIT: Duration = Duration::from_mins(3);
-/// For the template, without any progress.
-const TEMPLATE_LIMIT: Duration = Duration::from_mins(3);
 /// Between two looks at what is not there yet.
 const LOOK: Duration = Duration::from_millis(400);
 /// For a process to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
-/// Bytes per second at which the demo template is served: it takes long enough to be watched.
-const PACE: u32 = 8 << 20;
 /// Lines of a failed program's log that are shown.
 const LOG_LINES: usize = 25;
 /// Beside `zone.json`, and stays when that goes.
 const FIRST_PASSWORD: &str = "first-password";
+const SERVER_LOG: &str = "mgmt-stub.log";
+/// It may say why an earlier zone has ended.
+const OLD_SERVER_LOG: &str = "mgmt-stub.log.old";
 const LOG_BYTES: u64 = 64 << 20;
 
 /// A zone on this machine: management server, system VMs, a demo guest and a demo template. Prints where to look.
@@ -74,7 +69,7 @@ pub(crate) struct Up {
     /// Stay, and end the zone at Ctrl-C.
     #[arg(long)]
     foreground: bool,
-    /// Where the zone keeps its data, logs, and zone.json with what is up.
+    /// Where the zone keeps its data, logs, and zone.json with what is up. Relative to the repository.
     #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
     dir: PathBuf,
     /// Cargo's profile for the programs: `release` is quick at work and slow to build, `dev` the other way round.
@@ -107,7 +102,7 @@ Examples:
 /// End the zone that `up` started: all its processes. Its data stay for the next `up`.
 #[derive(Args)]
 pub(crate) struct Down {
-    /// Where the zone is.
+    /// Where the zone is. Relative to the repository.
     #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
     dir: PathBuf,
     /// Also delete the data: templates, database, certificate authority, logs.
@@ -150,8 +145,14 @@ pub(crate) async fn down(arguments: Down) -> anyhow::Result<ExitCode> {
         None => eprintln!("Nothing is up in {}.", directory.display()),
     }
     if arguments.purge {
-        remove_directory(&directory)?;
-        eprintln!("Its data are deleted.");
+        if directory::purge(&directory)? {
+            eprintln!("Its data are deleted.");
+        } else {
+            eprintln!(
+                "Its data are deleted; what is left in {} is not the zone's.",
+                directory.display()
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -162,15 +163,15 @@ struct Zone {
     directory: PathBuf,
     /// What is up, or is about to be; on disk as soon as a process has been started.
     state: State,
+    /// The addresses of this call are not those of the one before.
+    has_moved: bool,
     started: Instant,
 }
 
 impl Zone {
     fn open(arguments: Up) -> anyhow::Result<Self> {
         let directory = std::path::absolute(&arguments.dir)?;
-        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-        // The console's password and the database are for nobody else.
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        directory::claim(&directory)?;
         let fresh = State {
             url: format!("http://{}/client/", arguments.http),
             user: USER.into(),
@@ -179,16 +180,26 @@ impl Zone {
             data_dir: directory.join("data"),
             store: directory.join("store"),
             console: arguments.console.to_string(),
+            agents: arguments.agents.to_string(),
             server: None,
             guest: None,
         };
-        let state = State::load(&directory)?.unwrap_or(fresh);
-        Ok(Self {
+        let old = State::load(&directory)?;
+        let addresses = |state: &State| (state.url.clone(), state.console.clone(), state.agents.clone());
+        let mut zone = Self {
             arguments,
+            has_moved: old.as_ref().is_some_and(|old| addresses(old) != addresses(&fresh)),
+            state: old.unwrap_or_else(|| fresh.clone()),
             directory,
-            state,
             started: Instant::now(),
-        })
+        };
+        if !zone.is_up() {
+            // The server is about to be started where this call says, not where an earlier one said.
+            (zone.state.url, zone.state.console, zone.state.agents) = addresses(&fresh);
+        } else if zone.has_moved {
+            eprintln!("The zone is up on other addresses; `cargo xtask down` first if it shall move.");
+        }
+        Ok(zone)
     }
 
     fn is_up(&self) -> bool {
@@ -227,7 +238,7 @@ impl Zone {
         self.step("system VMs");
         self.system_vms_up().await?;
         self.step("template");
-        self.template_ready(&demo).await?;
+        template::ready(self, &demo).await?;
 
         let table = self.table().await?;
         eprintln!("\nUp after {:.0} s.\n\n{table}", self.started.elapsed().as_secs_f64());
@@ -265,11 +276,21 @@ impl Zone {
             eprintln!("It runs.");
             return Ok(());
         }
+        for (option, address) in [("--http", self.arguments.http), ("--agents", self.arguments.agents)] {
+            // Only a look, but the server itself could not name the option.
+            TcpListener::bind(address).with_context(|| {
+                format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
+            })?;
+        }
+        if self.has_moved {
+            // The server was killed and they go on; they would look for it at the old address for ever.
+            eprintln!("The addresses have changed: ending the system VMs that know the old ones");
+            stop_system_vms(&self.state).await?;
+        }
         let is_new = !self.state.data_dir.exists();
         fs::create_dir_all(&self.state.store)?;
-        let log = self.directory.join("mgmt-stub.log");
-        // The old log stays, once: it may say why an earlier zone has ended.
-        let _ = fs::rename(&log, self.directory.join("mgmt-stub.log.old"));
+        let log = self.directory.join(SERVER_LOG);
+        let _ = fs::rename(&log, self.directory.join(OLD_SERVER_LOG));
         let serve = self
             .api()
             .mgmt_stub()
@@ -398,59 +419,6 @@ impl Zone {
         }
     }
 
-    async fn template_ready(&self, demo: &guest::Guest) -> anyhow::Result<()> {
-        let api = self.api();
-        // The server that it comes from ends with us: one that has not come whole is registered anew.
-        let known = templates(&api).await?;
-        for old in known.iter().filter(|template| text(template, "name") == TEMPLATE_NAME) {
-            if old["isready"] == true {
-                eprintln!("{TEMPLATE_NAME} is ready.");
-                return Ok(());
-            }
-            api.call("deleteTemplate", &[("id", text(old, "id"))]).await?;
-        }
-        let source = Source::start(&demo.disk, PACE).await?;
-        let (url, zone) = (source.url(), zone_id(&api).await?);
-        let checksum = format!("{{SHA-256}}{}", source.sha256);
-        let parameters = [
-            ("name", TEMPLATE_NAME),
-            ("displaytext", "Demo: a small Linux that boots from this disk"),
-            ("format", "QCOW2"),
-            ("hypervisor", "KVM"),
-            ("url", &url),
-            ("checksum", &checksum),
-            ("zoneid", &zone),
-        ];
-        api.call("registerTemplate", &parameters).await?;
-        eprintln!("{TEMPLATE_NAME} comes from {url}, at {} MiB/s at most", PACE >> 20);
-
-        let mut progress = Progress::new();
-        let (mut last, mut moved) = (Value::Null, Instant::now());
-        loop {
-            let found = templates(&api)
-                .await?
-                .into_iter()
-                .find(|found| text(found, "name") == TEMPLATE_NAME);
-            let template = found.context("the template was deleted")?;
-            if template["isready"] == true {
-                progress.finish(&template);
-                return Ok(());
-            }
-            progress.show(&template);
-            if template["downloadbytes"] != last {
-                (last, moved) = (template["downloadbytes"].clone(), Instant::now());
-            }
-            self.check_server()?;
-            ensure!(
-                moved.elapsed() < TEMPLATE_LIMIT,
-                "the template does not come any further: {}; {}",
-                text(&template, "status"),
-                self.server_log()?
-            );
-            sleep(LOOK).await;
-        }
-    }
-
     fn check_server(&self) -> anyhow::Result<()> {
         ensure!(self.is_up(), "mgmt-stub has ended; {}", self.server_log()?);
         Ok(())
@@ -465,29 +433,7 @@ impl Zone {
 
     /// What is up, and how to look at it.
     async fn table(&self) -> anyhow::Result<String> {
-        let api = self.api();
-        let mut rows = Vec::new();
-        for vm in api.list("listSystemVms", "systemvm", &[]).await? {
-            let kind = match text(&vm, "systemvmtype") {
-                "consoleproxy" => "console proxy",
-                _ => "secondary storage VM",
-            };
-            rows.push([kind.into(), text(&vm, "name").into(), state_of(&vm)]);
-        }
-        for vm in api
-            .list("listVirtualMachines", "virtualmachine", &[("listall", "true")])
-            .await?
-        {
-            rows.push(["guest".into(), text(&vm, "name").into(), text(&vm, "state").into()]);
-        }
-        for template in templates(&api).await? {
-            let state = if template["isready"] == true {
-                "Ready"
-            } else {
-                text(&template, "status")
-            };
-            rows.push(["template".into(), text(&template, "name").into(), state.into()]);
-        }
+        let rows = rows(&self.api()).await?;
         let State {
             url,
             user,
@@ -495,16 +441,19 @@ impl Zone {
             console,
             ..
         } = &self.state;
+        let end = if self.arguments.dir == Path::new(DIRECTORY) {
+            String::new()
+        } else {
+            format!(" --dir {}", self.arguments.dir.display())
+        };
         Ok(format!(
-            "{}\nPage      {url}\nUser      {user}\nPassword  {password} (for the first login; the page then asks for your own)\nConsole   the button beside {GUEST_NAME} on the \
-             page; consoles are on {console}\nState     {}\nEnd it    cargo xtask down{}\n",
+            "{}\nPage      {url}\nUser      {user}\n\
+             Password  {password} (for the first login; from then on the one that you choose)\n\
+             Console   the button beside {GUEST_NAME} on the page; consoles are on {console}\n\
+             State     {}\n\
+             End it    cargo xtask down{end}\n",
             columns(&rows),
             self.directory.join("zone.json").display(),
-            if self.arguments.dir == Path::new(DIRECTORY) {
-                String::new()
-            } else {
-                format!(" --dir {}", self.arguments.dir.display())
-            }
         ))
     }
 
@@ -532,11 +481,7 @@ async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
     }
     if state.server.is_some() {
         eprintln!("Ending the system VMs");
-        let stop = Cmd::new(state.programs.join("mgmt-stub"))
-            .arg("--data-dir")
-            .arg(&state.data_dir)
-            .arg("stop-system-vms");
-        if let Err(error) = stop.run().await {
+        if let Err(error) = stop_system_vms(state).await {
             left.push(format!("the system VMs: {error}"));
         }
     }
@@ -552,15 +497,17 @@ async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Only while there is no server, which would start them again.
+async fn stop_system_vms(state: &State) -> Result<(), ExecError> {
+    let program = Cmd::new(state.programs.join("mgmt-stub"));
+    let stop = program.arg("--data-dir").arg(&state.data_dir).arg("stop-system-vms");
+    stop.run().await.map(drop)
+}
+
 async fn zone_id(api: &Api) -> anyhow::Result<String> {
     let zones = api.list("listZones", "zone", &[]).await?;
     let zone = zones.first().context("the management server has no zone")?;
     Ok(text(zone, "id").to_owned())
-}
-
-async fn templates(api: &Api) -> anyhow::Result<Vec<Value>> {
-    api.list("listTemplates", "template", &[("templatefilter", "all")])
-        .await
 }
 
 /// The end of a program's log, for the error that says it failed.

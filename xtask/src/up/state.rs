@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub(crate) store: PathBuf,
     /// Where consoles are served.
     pub(crate) console: String,
+    /// Where the agents of the system VMs connect.
+    pub(crate) agents: String,
     pub(crate) server: Option<Running>,
     pub(crate) guest: Option<Guest>,
 }
@@ -122,6 +124,7 @@ mod tests {
             data_dir: "data".into(),
             store: "store".into(),
             console: "127.0.0.1:6080".into(),
+            agents: "127.0.0.1:8250".into(),
             server: Some(process.clone()),
             guest: Some(Guest {
                 process,

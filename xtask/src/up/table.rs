@@ -2,7 +2,33 @@
 
 use serde_json::Value;
 
-use super::api::text;
+use super::api::{Api, text};
+use super::template;
+
+/// System VMs, guests and templates.
+pub(super) async fn rows(api: &Api) -> anyhow::Result<Vec<[String; 3]>> {
+    let mut rows = Vec::new();
+    for vm in api.list("listSystemVms", "systemvm", &[]).await? {
+        let kind = match text(&vm, "systemvmtype") {
+            "consoleproxy" => "console proxy",
+            _ => "secondary storage VM",
+        };
+        rows.push([kind.into(), text(&vm, "name").into(), state_of(&vm)]);
+    }
+    let everybodys = [("listall", "true")];
+    for vm in api.list("listVirtualMachines", "virtualmachine", &everybodys).await? {
+        rows.push(["guest".into(), text(&vm, "name").into(), text(&vm, "state").into()]);
+    }
+    for template in template::list(api).await? {
+        let state = if template["isready"] == true {
+            "Ready"
+        } else {
+            text(&template, "status")
+        };
+        rows.push(["template".into(), text(&template, "name").into(), state.into()]);
+    }
+    Ok(rows)
+}
 
 pub(super) fn is_up(vm: &Value) -> bool {
     text(vm, "state") == "Running" && text(vm, "agentstate") == "Up"
