@@ -44,7 +44,7 @@ impl ByHand {
              eth1ip=127.0.0.1 eth1mask=255.0.0.0 eth2ip=127.0.0.1 eth2mask=255.0.0.0 {boot_args}"
         );
         let _ = files::replace(path("cmdline"), boot_args, 0o600).unwrap();
-        let settings = format!("state_dir = {:?}\n", directory.path());
+        let settings = format!("state_dir = \"{}\"\n", directory.path().display());
         let _ = files::replace(path("settings.toml"), settings, 0o600).unwrap();
         let command = Cmd::new(fake_vm()).arg("--boot-args").arg(path("cmdline"));
         let command = command.arg("--settings").arg(path("settings.toml"));
