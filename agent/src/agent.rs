@@ -16,7 +16,7 @@ use crate::hosts::{Backoff, Hosts};
 use crate::keystore::{KeyStore, KeyStoreError};
 use crate::link::{Link, LinkError};
 use crate::properties::Properties;
-use crate::registration::Registration;
+use crate::registration::{Note, Registration};
 use crate::service::{Question, Server, Service};
 use crate::session::{Lost, Session};
 use crate::trust::{self, NoClientConfig};
@@ -26,6 +26,12 @@ const MAX_HELD: usize = 256;
 
 /// Requests of the service waiting for the link.
 const MAX_QUESTIONS: usize = 64;
+
+/// Notes that wait for the disk: a few at each link.
+const MAX_NOTES: usize = 64;
+
+/// For the notes that are not written yet when the agent ends.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
 /// An agent that is not running yet.
 pub struct Agent<S> {
@@ -51,6 +57,10 @@ pub struct Agent<S> {
     pub(crate) preferred_checked: bool,
     /// Seconds between looks for the preferred server; `None`: off.
     pub(crate) check_interval: Option<Duration>,
+    /// For the next start; written in turn, so that the last one counts.
+    notes: mpsc::Sender<Note>,
+    /// Their other end, until the agent runs.
+    to_write: Option<mpsc::Receiver<Note>>,
 }
 
 /// Why a running agent ended.
@@ -108,6 +118,7 @@ impl<S: Service> Agent<S> {
         let service = Arc::new(make_service(Server {
             questions: questions_to,
         }));
+        let (notes, to_write) = mpsc::channel(MAX_NOTES);
         let (executor, finished) = Executor::new(service, config.workers, Handle::current());
         let keystore = KeyStore {
             system_ca: config.system_ca.clone(),
@@ -129,6 +140,8 @@ impl<S: Service> Agent<S> {
             transferred: false,
             startup_was_late: false,
             preferred_checked: false,
+            notes,
+            to_write: Some(to_write),
         })
     }
 
@@ -138,14 +151,22 @@ impl<S: Service> Agent<S> {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Ended, StartError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<Ended, StartError> {
         let (stop_it, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let span = tracing::Span::current();
         std::thread::Builder::new().name("agent-link".into()).spawn(move || {
-            let outcome = runtime.block_on(self.keep_connected(stopped).instrument(span));
-            let _ = end.send(outcome);
+            let to_write = self.to_write.take();
+            let work = async {
+                let writer = to_write.map(|notes| tokio::spawn(write(notes).in_current_span()));
+                let outcome = self.keep_connected(stopped).await;
+                if let Some(writer) = writer {
+                    let _ = tokio::time::timeout(WRITE_LIMIT, writer).await;
+                }
+                outcome
+            };
+            let _ = end.send(runtime.block_on(work.instrument(span)));
         })?;
         tokio::pin!(stop, ended);
         let outcome = tokio::select! {
@@ -259,12 +280,31 @@ impl<S: Service> Agent<S> {
         }
     }
 
+    /// Writes something down for the next start. The link does not wait for the disk, and its end does not undo it.
+    pub(crate) fn keep(&self, note: Note) {
+        if self.notes.try_send(note).is_err() {
+            warn!(
+                MAX_NOTES,
+                "The disk is too slow to keep what the management server said"
+            );
+        }
+    }
+
     /// The server list as the server sees it: what was persisted, else what we were started with.
     pub(crate) fn reported_hosts(&self) -> HostList {
         self.registration
             .hosts
             .clone()
             .unwrap_or_else(|| self.hosts.list().clone())
+    }
+}
+
+/// Writes notes in the order in which they were made.
+async fn write(mut notes: mpsc::Receiver<Note>) {
+    while let Some(note) = notes.recv().await {
+        if let Err(error) = blocking(move || note.write()).await {
+            warn!(error, "Cannot keep for the next start what the management server said");
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -20,16 +19,15 @@ use protocol::session::{
     StartupProxyCommand, StartupSecondaryStorageCommand,
 };
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::agent::{Agent, blocking, chain};
+use crate::agent::{Agent, chain};
 use crate::config::{Kind, seconds};
 use crate::execution::Finished;
 use crate::link::{Link, LinkError};
-use crate::registration::Note;
 use crate::renewal;
 use crate::service::{Question, Service};
 
@@ -95,8 +93,6 @@ pub(crate) struct Session<'a, S> {
     notify: mpsc::Sender<Notice>,
     /// Repetitions, probes, work on files; those that can be are aborted with the link.
     helpers: JoinSet<()>,
-    /// Held while something is written to the properties.
-    keeping: Arc<Mutex<()>>,
     /// Commands that repeat, by sequence, and whether one is running.
     repeating: HashMap<i64, bool>,
     /// The look at another server that is under way.
@@ -134,7 +130,6 @@ impl<'a, S: Service> Session<'a, S> {
             notices,
             notify,
             helpers: JoinSet::new(),
-            keeping: Arc::default(),
             repeating: HashMap::new(),
             probing: None,
             bytes_sent: 0,
@@ -367,7 +362,7 @@ impl<'a, S: Service> Session<'a, S> {
 
     fn ready(&mut self, ready: &ReadyCommand) -> Answer {
         if let Some(note) = self.agent.registration.accept(ready) {
-            self.keep(note);
+            self.agent.keep(note);
         }
         let here = std::env::consts::ARCH;
         if let Some(expected) = ready.arch.as_deref().filter(|expected| *expected != here) {
@@ -443,18 +438,7 @@ impl<'a, S: Service> Session<'a, S> {
             self.agent.preferred_checked = false;
         }
         let note = self.agent.registration.accept_hosts(&list);
-        self.keep(note);
-    }
-
-    /// Writes to the properties beside the link, because others may hold the file; in turn, so that the last wins.
-    fn keep(&mut self, note: Note) {
-        let turn = Arc::clone(&self.keeping).lock_owned();
-        self.helpers.spawn(async move {
-            let _turn = turn.await;
-            if let Err(error) = blocking(move || note.write()).await {
-                warn!(error, "Cannot keep for the next start what the management server said");
-            }
-        });
+        self.agent.keep(note);
     }
 
     fn shut_down(&mut self, shutdown: &ShutdownCommand) -> Answer {

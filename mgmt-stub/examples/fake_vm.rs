@@ -143,9 +143,12 @@ impl Service for Fake {
                 self.note(&format!("DELETE {}", path.unwrap_or_default()));
                 Answer::success()
             }
-            CommandBody::SecStorageFirewallCfg(_) | CommandBody::StartConsoleProxyAgentHttpHandler(_) => {
+            CommandBody::StartConsoleProxyAgentHttpHandler(start) => {
+                let is_checked = start.is_source_ip_check_enabled.unwrap_or(false);
+                self.note(&format!("SOURCE IP CHECK {is_checked}"));
                 Answer::success()
             }
+            CommandBody::SecStorageFirewallCfg(_) => Answer::success(),
             _ => return None,
         })
     }

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::client_auth::PresentedCertificate;
 use crate::host_status::{HostEvent, HostStatus};
-use crate::store::host::{Host, HostType};
+use crate::store::host::{Host, HostType, StartupFacts};
 use crate::store::id::HostId;
 use crate::store::{Store, StoreError};
 
@@ -230,12 +230,14 @@ impl Agents {
 
     /// Takes a link in, in place of an older one of the same host, and makes the host Connecting. Whoever calls this
     /// also calls [`Agents::unregister`], whatever came of it.
-    pub(crate) async fn register(&self, entry: Arc<Entry>) -> Result<(), StoreError> {
+    pub(crate) async fn register(&self, entry: Arc<Entry>, facts: StartupFacts) -> Result<(), StoreError> {
         let _lock = self.inner.changes_of(entry.host.id).lock().await;
         let replaced = self.write().insert(entry.host.id, Arc::clone(&entry));
         if let Some(replaced) = replaced {
             warn!(host = %entry.host.id, name = entry.host.name, "The agent connected again, closing its older link");
             replaced.closer.close(CloseReason::Replaced);
+            // The other one may have been found later than this one: the row is to say what the last link says.
+            self.inner.store.record_facts(entry.host.id, facts).await?;
         }
         self.apply(&entry, HostEvent::AgentConnected, "agent connected")
             .await

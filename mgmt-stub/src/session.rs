@@ -36,7 +36,7 @@ use crate::random;
 use crate::server::Shared;
 use crate::startup::{Startup, facts, printable};
 use crate::store::StoreError;
-use crate::store::host::Host;
+use crate::store::host::{Host, StartupFacts};
 
 /// Messages waiting for the socket; while there are more, nothing new is taken from the mailbox.
 const MAX_OUTGOING: usize = 32;
@@ -113,7 +113,7 @@ struct Session<'a> {
 }
 
 enum Done {
-    Found(Box<Host>),
+    Found(Box<(Host, StartupFacts)>),
     SetUp,
     Answered(Response),
 }
@@ -439,7 +439,7 @@ impl Session<'_> {
             // On a link that is registered already, two answers follow (§4.3), and everything starts again.
             self.answer_startup(request, 0, NO_ID);
             self.answer_startup(request, host_id, host_id);
-            self.set_up(entry, false);
+            self.set_up(entry, None);
             return Ok(());
         }
         let mut answers = Vec::with_capacity(request.commands.len());
@@ -537,19 +537,19 @@ impl Session<'_> {
             let facts = facts(&shared, startup, certificate.as_deref()).await?;
             let host = shared
                 .store
-                .find_or_create_host(facts)
+                .find_or_create_host(facts.clone())
                 .await
                 .map_err(|error| match error {
                     StoreError::GuidTaken { .. } => End::Refused(chain(&error)),
                     error => error.into(),
                 })?;
-            Ok(Done::Found(Box::new(host)))
+            Ok(Done::Found(Box::new((host, facts))))
         };
         self.helpers.spawn(find.in_current_span());
     }
 
     /// The host is found: from here on this link is its link.
-    fn register(&mut self, host: Host, new: NewLink) {
+    fn register(&mut self, host: Host, facts: StartupFacts, new: NewLink) {
         let NewLink {
             certificate,
             to_link,
@@ -561,12 +561,12 @@ impl Session<'_> {
         let link = self.shared.agents.next_link();
         let entry = Arc::new(Entry::new(link, host, self.peer, certificate, to_link, closer));
         if self.entry.set(Arc::clone(&entry)).is_ok() {
-            self.set_up(entry, true);
+            self.set_up(entry, Some(facts));
         }
     }
 
-    /// Starts setting up, and ends a set-up that is running.
-    fn set_up(&mut self, entry: Arc<Entry>, is_new: bool) {
+    /// Starts setting up, and ends a set-up that is running. `facts`: of a new link, what the agent says of itself.
+    fn set_up(&mut self, entry: Arc<Entry>, facts: Option<StartupFacts>) {
         if let Some(running) = self.setting_up.take() {
             running.abort();
         }
@@ -574,8 +574,8 @@ impl Session<'_> {
         let log_id = random::log_id();
         let span = info_span!("set-up", host = %entry.host.id, name = entry.host.name, logid = log_id);
         let set_up = async move {
-            if is_new {
-                shared.agents.register(Arc::clone(&entry)).await?;
+            if let Some(facts) = facts {
+                shared.agents.register(Arc::clone(&entry), facts).await?;
             } else {
                 shared
                     .agents
@@ -610,9 +610,10 @@ impl Session<'_> {
         match done {
             Err(error) if error.is_cancelled() => {} // a set-up that was started again
             Err(error) => return Err(End::Panicked(error)),
-            Ok(Ok(Done::Found(host))) => {
+            Ok(Ok(Done::Found(found))) => {
                 if let Some(new) = new.take() {
-                    self.register(*host, new);
+                    let (host, facts) = *found;
+                    self.register(host, facts, new);
                 }
             }
             Ok(Ok(Done::SetUp)) => self.setting_up = None,

@@ -16,7 +16,7 @@ pub(crate) struct Startup {
     host_type: HostType,
     /// Of a console proxy, as it says.
     proxy_port: i64,
-    startup: StartupCommand,
+    said: StartupCommand,
 }
 
 impl Startup {
@@ -25,12 +25,12 @@ impl Startup {
             CommandBody::StartupSecondaryStorage(ssvm) => Some(Self {
                 host_type: HostType::SecondaryStorageVm,
                 proxy_port: 0,
-                startup: ssvm.startup.clone(),
+                said: ssvm.startup.clone(),
             }),
             CommandBody::StartupProxy(cpvm) => Some(Self {
                 host_type: HostType::ConsoleProxy,
                 proxy_port: cpvm.proxy_port,
-                startup: cpvm.startup.clone(),
+                said: cpvm.startup.clone(),
             }),
             _ => None,
         })
@@ -52,7 +52,7 @@ pub(crate) async fn facts(
     Startup {
         host_type,
         proxy_port,
-        startup,
+        said: startup,
     }: Startup,
     certificate: Option<&PresentedCertificate>,
 ) -> Result<StartupFacts, End> {

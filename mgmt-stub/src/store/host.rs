@@ -102,6 +102,12 @@ impl Store {
         .await
     }
 
+    /// What the agent of this host says of itself now.
+    pub async fn record_facts(&self, host: HostId, facts: StartupFacts) -> Result<(), StoreError> {
+        self.write(move |transaction| Ok(record_facts(transaction, host, &facts).map(drop)?))
+            .await
+    }
+
     /// Changes the status as [`HostStatus::on`] says. The same status again leaves the reason as it was.
     pub async fn apply_host_event(
         &self,

@@ -291,7 +291,8 @@ async fn an_agent_that_does_not_read_is_not_read_either() {
     let ping = Request::from_agent(1, host.id.0, Command::new(ping))
         .encode(Charset::Utf8)
         .unwrap();
-    let sent = tokio::time::timeout(LIMIT, async {
+    // Until the buffers of both kernels are full: some megabytes of pings, which take a debug build seconds of its own.
+    let sent = tokio::time::timeout(LIMIT * 4, async {
         for count in 0..100_000 {
             link.send(&ping).unwrap();
             if link.next_if(false).await.is_err() {

@@ -352,11 +352,12 @@ async fn a_server_list_is_kept_and_the_preferred_server_is_used_when_it_listens(
         .await
         .unwrap();
     other.host_in(HostStatus::Up).await;
-    let properties = std::fs::read_to_string(files.path().join("agent.properties")).unwrap();
-    assert!(
-        properties.contains("host=127.0.0.2,127.0.0.1@roundrobin"),
-        "{properties}"
-    );
+    // The agent's link does not wait for its disk.
+    until("the list is kept", || async {
+        let properties = std::fs::read_to_string(files.path().join("agent.properties")).unwrap();
+        properties.contains("host=127.0.0.2,127.0.0.1@roundrobin")
+    })
+    .await;
     agent.stop().await;
     server.stop().await;
     other.stop().await;

@@ -1,14 +1,28 @@
 //! System VMs that somebody starts by hand, beside a server without a driver.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hmac::{Hmac, KeyInit, Mac};
+use mgmt_stub::api::Api;
 use mgmt_stub::console::NoConsole;
 use mgmt_stub::download_state::DownloadState;
 use mgmt_stub::host_status::HostStatus;
 use mgmt_stub::instance_state::InstanceState;
+use mgmt_stub::management::Management;
 use mgmt_stub::store::host::Host;
+use mgmt_stub::web::WebServer;
 use platform::exec::{Cmd, Process};
 use platform::files;
 use protocol::console_proxy::ConsoleProxyLoadReportCommand;
+use protocol::secret::Secret;
+use serde_json::Value;
+use sha1::Sha1;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::consoles::{creator, instance, open};
 use crate::downloads::{reaches, register};
@@ -30,7 +44,7 @@ impl ByHand {
              eth1ip=127.0.0.1 eth1mask=255.0.0.0 eth2ip=127.0.0.1 eth2mask=255.0.0.0 {boot_args}"
         );
         let _ = files::replace(path("cmdline"), boot_args, 0o600).unwrap();
-        let settings = format!("state_dir = {:?}\n", directory.path());
+        let settings = format!("state_dir = \"{}\"\n", directory.path().display());
         let _ = files::replace(path("settings.toml"), settings, 0o600).unwrap();
         let command = Cmd::new(fake_vm()).arg("--boot-args").arg(path("cmdline"));
         let command = command.arg("--settings").arg(path("settings.toml"));
@@ -120,6 +134,65 @@ async fn consoles_go_to_the_proxy_that_somebody_has_started() {
     })
     .await;
     second.end().await;
+    zone.end().await;
+}
+
+/// One command over TCP, signed as the administrator.
+async fn signed_call(address: SocketAddr, command: &str, parameters: &str) -> Value {
+    let query = format!("apikey=key&command={command}&response=json{parameters}");
+    let mut hmac = Hmac::<Sha1>::new_from_slice(b"secret").unwrap();
+    hmac.update(query.to_lowercase().as_bytes());
+    let signature = BASE64_STANDARD.encode(hmac.finalize().into_bytes());
+    let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+    let request = format!(
+        "GET /client/api?{query}&signature={signature} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_console_knows_who_asked_for_it_and_the_proxy_whether_to_check() {
+    let zone = TestZone::start_without_driver(&[("novnc.console.sourceip.check.enabled", "true")]).await;
+    let proxy = ByHand::console_proxy(&zone, 7, 6099);
+    up(&zone, "v-7-VM").await;
+    assert!(proxy.seen().contains("SOURCE IP CHECK true\n"), "{}", proxy.seen());
+    let vm = instance(&zone, InstanceState::Running).await;
+
+    let user = zone.store.administrator().await.unwrap().user;
+    let secret = Secret::new("secret".into());
+    zone.store.set_user_keys(user.id, "key".into(), secret).await.unwrap();
+    let (store, agents) = (zone.store.clone(), zone.agents.clone());
+    let management = Management::new(store, agents, zone.configuration.clone(), zone.zone.clone())
+        .await
+        .unwrap();
+    let web = WebServer::bind("127.0.0.1:0".parse().unwrap(), zone.directory.path())
+        .await
+        .unwrap();
+    let address = web.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(web.serve(Api::new(Arc::new(management)), stop.clone()));
+
+    let answer = signed_call(
+        address,
+        "createConsoleEndpoint",
+        &format!("&virtualmachineid={}", vm.uuid),
+    )
+    .await;
+    let token = &answer["createconsoleendpointresponse"]["consoleendpoint"]["websocket"]["token"];
+    let token = Secret::new(token.as_str().unwrap_or_else(|| panic!("{answer}")).to_owned());
+    assert_eq!(open(&zone, &token).await["sourceIP"], "127.0.0.1");
+    let answer = signed_call(address, "listConsoleSessions", "&activeonly=false").await;
+    let session = &answer["listconsolesessionsresponse"]["consolesession"][0];
+    assert_eq!(session["consoleendpointcreatoraddress"], "127.0.0.1", "{answer}");
+
+    stop.cancel();
+    served.await.unwrap();
+    proxy.end().await;
     zone.end().await;
 }
 
