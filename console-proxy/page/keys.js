@@ -21,6 +21,7 @@ const ONCE = [
     ['Alt+Tab', ALT, TAB],
     ['Alt+F4', ALT, F(4)],
     ['Ctrl+Esc', CTRL, ESCAPE],
+    ['Ctrl+Alt+Del', CTRL, ALT, [0xffff, 'Delete']], // narrow screens have it only here
     ['Ctrl+Alt+Backspace', CTRL, ALT, [0xff08, 'Backspace']],
 ];
 

@@ -1,5 +1,7 @@
 //! `cargo xtask up` and `down`, and the console of the guest that they start, in a real browser.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -9,8 +11,31 @@ use nix::unistd::Pid;
 use platform::exec::Running;
 use system_tests::browser::{Browser, ColorScheme};
 use system_tests::console::{LIMIT, same_picture, status};
+use system_tests::page;
 use system_tests::up::{DOWN_LIMIT, UP_LIMIT, UpZone};
 use system_tests::wait;
+
+/// The management page of a zone that has one of everything.
+async fn views_are_readable(browser: &Browser, zone: &UpZone) {
+    let state = zone.state();
+    let password = state["password"].as_str().unwrap();
+    let page = page::logged_in(browser, zone.http(), password).await.unwrap();
+    for view in ["overview", "systemvms", "templates", "instances", "events"] {
+        page::open_view(&page, view).await.unwrap();
+        for (scheme, width, name) in [
+            (ColorScheme::Light, 1280, "light"),
+            (ColorScheme::Dark, 360, "dark-narrow"),
+        ] {
+            page.look(scheme, width, 800).await.unwrap();
+            page.full_screenshot(&format!("up-{view}-{name}")).await.unwrap();
+            let overflow = "document.documentElement.scrollWidth - innerWidth";
+            let overflow = page.evaluate(overflow).await.unwrap();
+            assert_eq!(overflow, 0, "{view}, {name}: one has to scroll sideways");
+        }
+    }
+    page.check_clean().unwrap();
+    page.close().await.unwrap();
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
@@ -79,6 +104,8 @@ async fn a_zone_comes_up_its_guest_is_seen_and_typed_at_and_nothing_is_left() {
     assert_eq!(monitor.screen().await.unwrap(), pasted, "view only sends no keys");
     page.click("#view-only").await.unwrap();
     page.check_clean().unwrap();
+
+    views_are_readable(&browser, &zone).await;
 
     // A link works once.
     let replay = browser.open(&url).await.unwrap();

@@ -5,6 +5,7 @@
 
 mod api;
 mod directory;
+mod end;
 mod progress;
 mod qmp;
 mod source;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use platform::exec::{Cmd, ExecError};
+use platform::exec::Cmd;
 use platform::{files, shutdown};
 use tokio::time::sleep;
 
@@ -31,6 +32,7 @@ use crate::guest;
 use crate::tools::{self, Install};
 use crate::{assets, must_succeed};
 use api::{Api, text};
+use end::{end, stop_system_vms};
 use state::{Running, State};
 use table::{columns, is_up, rows, system_vm_line};
 
@@ -43,8 +45,6 @@ const SERVER_LIMIT: Duration = Duration::from_mins(1);
 const SYSTEM_VMS_LIMIT: Duration = Duration::from_mins(3);
 /// Between two looks at what is not there yet.
 const LOOK: Duration = Duration::from_millis(400);
-/// For a process to end by itself.
-const GRACE: Duration = Duration::from_secs(10);
 /// Lines of a failed program's log that are shown.
 const LOG_LINES: usize = 25;
 /// Beside `zone.json`, and stays when that goes.
@@ -276,16 +276,21 @@ impl Zone {
             eprintln!("It runs.");
             return Ok(());
         }
-        for (option, address) in [("--http", self.arguments.http), ("--agents", self.arguments.agents)] {
-            // Only a look, but the server itself could not name the option.
-            TcpListener::bind(address).with_context(|| {
-                format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
-            })?;
-        }
         if self.has_moved {
             // The server was killed and they go on; they would look for it at the old address for ever.
             eprintln!("The addresses have changed: ending the system VMs that know the old ones");
             stop_system_vms(&self.state).await?;
+        }
+        let mut ports = vec![("--http", self.arguments.http), ("--agents", self.arguments.agents)];
+        if self.state.server.is_none() || self.has_moved {
+            // Otherwise the console proxy of a killed server still has it.
+            ports.push(("--console", self.arguments.console));
+        }
+        for (option, address) in ports {
+            // Only a look, but the server itself could not name the option.
+            TcpListener::bind(address).with_context(|| {
+                format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
+            })?;
         }
         let is_new = !self.state.data_dir.exists();
         fs::create_dir_all(&self.state.store)?;
@@ -467,41 +472,6 @@ fn programs(profile: &str) -> anyhow::Result<PathBuf> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let directory = if profile == "dev" { "debug" } else { profile };
     Ok(std::path::absolute(target.join(directory))?)
-}
-
-/// Ends all processes of a zone. Carries on when one does not end, and tells at the end.
-async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
-    let mut left = Vec::new();
-    // First the server, or it would start again what is ended next.
-    if let Some(process) = state.server.as_ref().and_then(Running::alive) {
-        eprintln!("Ending the management server (process {})", process.pid());
-        if !process.stop(GRACE).await {
-            left.push(format!("mgmt-stub (process {})", process.pid()));
-        }
-    }
-    if state.server.is_some() {
-        eprintln!("Ending the system VMs");
-        if let Err(error) = stop_system_vms(state).await {
-            left.push(format!("the system VMs: {error}"));
-        }
-    }
-    if let Some(process) = state.guest.as_ref().and_then(|guest| guest.process.alive()) {
-        eprintln!("Ending the guest (process {})", process.pid());
-        if !process.stop(GRACE).await {
-            left.push(format!("QEMU (process {})", process.pid()));
-        }
-    }
-    ensure!(left.is_empty(), "not ended: {}", left.join("; "));
-    State::forget(directory)?;
-    eprintln!("All is down. The data are in {}.", directory.display());
-    Ok(())
-}
-
-/// Only while there is no server, which would start them again.
-async fn stop_system_vms(state: &State) -> Result<(), ExecError> {
-    let program = Cmd::new(state.programs.join("mgmt-stub"));
-    let stop = program.arg("--data-dir").arg(&state.data_dir).arg("stop-system-vms");
-    stop.run().await.map(drop)
 }
 
 async fn zone_id(api: &Api) -> anyhow::Result<String> {
