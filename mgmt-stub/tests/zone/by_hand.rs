@@ -116,11 +116,13 @@ async fn consoles_go_to_the_proxy_that_somebody_has_started() {
         ..crate::consoles::new_instance(InstanceState::Running)
     };
     let other = zone.store.create_instance(other, None).await.unwrap();
-    let endpoint = until("the first proxy is full", async || {
-        let endpoint = consoles.create(&other, &creator(), None).await.unwrap();
-        (endpoint.port == 8080).then_some(endpoint)
+    until("the first proxy is full", async || {
+        let host = zone.store.host(host.id).await.unwrap()?;
+        (host.active_sessions == 2).then_some(())
     })
     .await;
+    let endpoint = consoles.create(&other, &creator(), None).await.unwrap();
+    assert_eq!(endpoint.port, 8080);
     assert!(
         endpoint.url.starts_with("http://127.0.0.1/resource/noVNC/vnc.html"),
         "{}",
@@ -140,6 +142,9 @@ async fn consoles_go_to_the_proxy_that_somebody_has_started() {
 /// One command over TCP, signed as the administrator.
 async fn signed_call(address: SocketAddr, command: &str, parameters: &str) -> Value {
     let query = format!("apikey=key&command={command}&response=json{parameters}");
+    let mut pairs: Vec<&str> = query.split('&').collect();
+    pairs.sort_unstable();
+    let query = pairs.join("&");
     let mut hmac = Hmac::<Sha1>::new_from_slice(b"secret").unwrap();
     hmac.update(query.to_lowercase().as_bytes());
     let signature = BASE64_STANDARD.encode(hmac.finalize().into_bytes());
