@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+/// How names of the files begin that [`replace`] writes beside: after a power cut one may be left. Programs that read a
+/// whole directory (dnsmasq, haproxy) skip names with a leading dot.
+pub const BESIDE: &str = ".new-";
+
 /// Whether [`replace`] had anything to do: services are only reloaded when their files changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "compare with `Change::Changed` to know whether to reload, or drop it on purpose"]
@@ -56,7 +60,7 @@ pub fn replace(path: impl AsRef<Path>, contents: impl AsRef<[u8]>, mode: u32) ->
     let directory = directory_of(path);
     let permissions = Permissions::from_mode(mode);
     let mut beside = tempfile::Builder::new()
-        .prefix(".new-") // programs that read a whole directory (dnsmasq, haproxy) skip names with a leading dot
+        .prefix(BESIDE)
         .permissions(permissions.clone())
         .tempfile_in(directory)
         .map_err(failed("create a file beside", path))?;

@@ -150,8 +150,8 @@ fn snapshot(path: StorePath, checkpoint: Option<&str>) -> Result<Target, String>
 
 /// The directory that a path of an image means: itself, or the one that holds the file.
 fn candidates(path: &StorePath, id: i64) -> Vec<String> {
-    let parent = parent_of(path).map(|parent| parent.to_string());
-    if file_name(path) == id.to_string() {
+    let parent = path.parent().map(|parent| parent.to_string());
+    if path.file_name() == id.to_string() {
         return vec![path.to_string()];
     }
     std::iter::once(path.to_string()).chain(parent).collect()
@@ -193,7 +193,7 @@ type Removed = Result<Option<String>, String>;
 
 fn remove_image(root: &Path, kind: &str, id: i64, path: &StorePath, shown: &str) -> Removed {
     let failed = |error: io::Error| format!("Unable to delete {shown}: {error}");
-    let parent = parent_of(path).filter(|_| file_name(path) != id.to_string());
+    let parent = path.parent().filter(|_| path.file_name() != id.to_string());
     let directory = match open(root, path).map_err(failed)? {
         Some(directory) => Some((path.clone(), directory)),
         None => match parent {
@@ -205,10 +205,11 @@ fn remove_image(root: &Path, kind: &str, id: i64, path: &StorePath, shown: &str)
         },
     };
     let Some((path, directory)) = directory else {
-        let holder = if file_name(path) == id.to_string() {
-            file_name(path).to_owned()
+        let holder = if path.file_name() == id.to_string() {
+            path.file_name().to_owned()
         } else {
-            parent_of(path).map_or_else(String::new, |parent| file_name(&parent).to_owned())
+            path.parent()
+                .map_or_else(String::new, |parent| parent.file_name().to_owned())
         };
         return Ok(Some(format!(
             "{} parent directory {holder} doesn't exist",
@@ -236,7 +237,7 @@ fn remove_image(root: &Path, kind: &str, id: i64, path: &StorePath, shown: &str)
             format!("Unable to delete file {entry} {under}")
         })?;
     }
-    remove_directory(root, &path).map_err(|_| format!("Unable to delete directory {} {under}", file_name(&path)))?;
+    remove_directory(root, &path).map_err(|_| format!("Unable to delete directory {} {under}", path.file_name()))?;
     Ok(None)
 }
 
@@ -245,15 +246,15 @@ fn remove_snapshot(root: &Path, path: &StorePath, checkpoint: Option<&StorePath>
     if open(root, path).map_err(failed)?.is_some() {
         return Ok(None); // a directory: nothing is done, as upstream
     }
-    let Some(parent) = parent_of(path) else { return Ok(None) };
+    let Some(parent) = path.parent() else { return Ok(None) };
     if components(&parent).len() < 3 {
         return Ok(None); // a volume's directory that is gone
     }
     if let Some(checkpoint) = checkpoint
-        && let Some(holder) = parent_of(checkpoint)
+        && let Some(holder) = checkpoint.parent()
         && let Some(directory) = open(root, &holder).map_err(failed)?
     {
-        let file = directory_path(&directory).join(file_name(checkpoint));
+        let file = directory_path(&directory).join(checkpoint.file_name());
         fs::remove_file(file).or_else(missing_is_fine).map_err(failed)?;
     }
     let Some(directory) = open(root, &parent).map_err(failed)? else {
@@ -261,7 +262,7 @@ fn remove_snapshot(root: &Path, path: &StorePath, checkpoint: Option<&StorePath>
     };
     let at = directory_path(&directory);
     for entry in names(&at).map_err(failed)? {
-        if belongs_to(&entry, file_name(path)) {
+        if belongs_to(&entry, path.file_name()) {
             fs::remove_file(at.join(&entry))
                 .or_else(missing_is_fine)
                 .map_err(failed)?;
@@ -277,7 +278,7 @@ fn remove_snapshot(root: &Path, path: &StorePath, checkpoint: Option<&StorePath>
 fn remove_snapshots(root: &Path, path: &StorePath) -> Removed {
     let failed = |error: io::Error| format!("Unable to delete the snapshots in {path}: {error}");
     let Some(directory) = open(root, path).map_err(failed)? else {
-        return Ok(Some(format!("snapshot directory {} doesn't exist", file_name(path))));
+        return Ok(Some(format!("snapshot directory {} doesn't exist", path.file_name())));
     };
     let at = directory_path(&directory);
     for entry in names(&at).map_err(failed)? {
@@ -319,22 +320,12 @@ pub(crate) fn components(path: &StorePath) -> Vec<&str> {
     path.as_str().split('/').collect()
 }
 
-/// `None`: it is the first one.
-pub(crate) fn parent_of(path: &StorePath) -> Option<StorePath> {
-    let (parent, _) = path.as_str().rsplit_once('/')?;
-    StorePath::parse(parent).ok()
-}
-
-pub(crate) fn file_name(path: &StorePath) -> &str {
-    path.as_str().rsplit('/').next().unwrap_or_default()
-}
-
 fn remove_directory(root: &Path, path: &StorePath) -> io::Result<()> {
-    let Some(parent) = parent_of(path) else { return Ok(()) };
+    let Some(parent) = path.parent() else { return Ok(()) };
     let Some(holder) = open(root, &parent)? else {
         return Ok(());
     };
-    fs::remove_dir(directory_path(&holder).join(file_name(path))).or_else(missing_is_fine)
+    fs::remove_dir(directory_path(&holder).join(path.file_name())).or_else(missing_is_fine)
 }
 
 fn directory_path(directory: &File) -> PathBuf {

@@ -12,6 +12,7 @@ pub mod ova;
 pub mod ovf;
 mod qcow2;
 mod signature;
+mod start;
 mod vhd;
 mod vhdx;
 mod vmdk;
@@ -24,6 +25,8 @@ use protocol::transfer::ImageFormat;
 
 use signature::Signature;
 use window::Window;
+
+pub use start::judge_start;
 
 /// What an operator allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,24 +97,20 @@ fn judge_window(window: Window<'_>, format: ImageFormat, limits: &Limits) -> Res
     let Some(wanted) = Signature::of(format) else {
         return match format {
             ImageFormat::Raw => raw(&window, &found, limits),
-            _ => other(format!(
-                "images of format {format:?} cannot be used; convert it to QCOW2 with `qemu-img convert`"
-            )),
+            _ => Err(not_usable(format)),
         };
     };
     let is_iso = wanted == Signature::Iso && iso::is_hybrid_without_cd001(&window)?;
     if !is_iso && !found.contains(&wanted) {
         return Err(Refusal::Mismatch(signature::describe(&window, &found)?));
     }
-    // In an archive, somebody else's file may lie where an ISO has its mark.
-    let conflicts = |other: &&Signature| **other != wanted && !(wanted == Signature::Tar && **other == Signature::Iso);
-    if let Some(second) = found.iter().find(conflicts) {
-        let first = if is_iso {
-            "disk with a partition table"
-        } else {
-            wanted.name()
-        };
-        return Err(Refusal::Mismatch(format!("{first} that is also {}", second.name())));
+    let name = if is_iso {
+        "disk with a partition table"
+    } else {
+        wanted.name()
+    };
+    if let Some(refusal) = conflict(wanted, name, &found) {
+        return Err(refusal);
     }
     let mut warnings = Vec::new();
     let virtual_size = match format {
@@ -144,6 +143,20 @@ fn judge_window(window: Window<'_>, format: ImageFormat, limits: &Limits) -> Res
         virtual_size,
         warnings,
     })
+}
+
+/// Bytes that are a second format, too.
+fn conflict(wanted: Signature, name: &str, found: &[Signature]) -> Option<Refusal> {
+    // In an archive, somebody else's file may lie where an ISO has its mark.
+    let conflicts = |other: &&Signature| **other != wanted && !(wanted == Signature::Tar && **other == Signature::Iso);
+    let second = found.iter().find(conflicts)?;
+    Some(Refusal::Mismatch(format!("{name} that is also {}", second.name())))
+}
+
+fn not_usable(format: ImageFormat) -> Refusal {
+    Refusal::Other(format!(
+        "images of format {format:?} cannot be used; convert it to QCOW2 with `qemu-img convert`"
+    ))
 }
 
 fn raw(window: &Window<'_>, found: &[Signature], limits: &Limits) -> Result<Judged, Refusal> {

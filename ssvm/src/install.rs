@@ -4,7 +4,7 @@
 //! its name is given to something else meanwhile.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub struct Place {
 /// What there is before a transfer.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The temporary file; `None`: gone.
+    /// The temporary file; `None`: gone, or without what was in it.
     pub file: Option<File>,
     /// The image is in its place already: only its properties are missing.
     pub has_installed: bool,
@@ -150,48 +150,71 @@ impl Directory {
         options.read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits());
         match options.open(self.at(name)) {
             Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
+    fn has_file(&self, name: &str) -> bool {
+        std::fs::symlink_metadata(self.at(name)).is_ok_and(|found| found.is_file())
+    }
+
+    /// `false`: it was not there.
+    fn remove(&self, name: &str) -> io::Result<bool> {
         match std::fs::remove_file(self.at(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
     }
-}
 
-impl Directory {
-    /// Removes all other files.
-    fn remove_all_but(&self, kept: &[&str]) -> io::Result<()> {
+    /// Removes plain files.
+    fn remove_where(&self, is_unwanted: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(self.at("."))? {
             let entry = entry?;
-            if entry.file_type()?.is_file() && !kept.iter().any(|name| entry.file_name() == *name) {
-                std::fs::remove_file(entry.path())?;
+            let name = entry.file_name().into_string();
+            if entry.file_type()?.is_file() && name.as_ref().is_ok_and(|name| is_unwanted(name)) {
+                match std::fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
         }
         Ok(())
     }
+
+    /// Makes properties that say "not finished" to whoever lists the store (§2.1): they are empty.
+    fn write_empty(&self, properties: &str) -> io::Result<()> {
+        self.remove(properties)?;
+        File::create_new(self.at(properties))?.set_permissions(Permissions::from_mode(FOR_ALL))
+    }
+}
+
+/// What another job or SSVM is writing, or an NFS client keeps because somebody has it open.
+fn is_in_use(name: &str) -> bool {
+    let is_temporary = name.starts_with("dnld") && name.ends_with("tmp_");
+    is_temporary || name.starts_with(".nfs")
 }
 
 impl Place {
-    /// Makes the directory, and the temporary file or finds the one that has been begun.
+    /// Makes the directory, and the temporary file or finds the one that has been begun, with so many bytes at least. An
+    /// image that is there already stays valid until the new one takes its place.
     ///
     /// # Errors
     /// The store said no.
-    pub fn prepare(&self, has_begun: bool) -> io::Result<Prepared> {
+    pub fn prepare(&self, begun: Option<u64>) -> io::Result<Prepared> {
         let directory = Directory::open(self, true)?;
-        if has_begun {
+        if let Some(begun) = begun {
+            let file = directory.open_file(&self.names.temporary)?;
+            let has_all = |file: &File| file.metadata().is_ok_and(|found| found.len() >= begun);
             return Ok(Prepared {
-                file: directory.open_file(&self.names.temporary)?,
-                has_installed: directory.open_file(&self.names.installed)?.is_some(),
+                file: file.filter(has_all),
+                has_installed: directory.has_file(&self.names.installed),
             });
         }
-        // Empty properties: "not finished" for whoever lists the store (§2.1).
-        directory.remove(self.properties())?;
-        File::create_new(directory.at(self.properties()))?.set_permissions(Permissions::from_mode(FOR_ALL))?;
+        if !directory.has_file(self.properties()) {
+            directory.write_empty(self.properties())?;
+        }
         directory.remove(&self.names.temporary)?;
         let file = OpenOptions::new()
             .read(true)
@@ -205,14 +228,15 @@ impl Place {
         })
     }
 
-    /// Judges the image through an open descriptor, gives it its name, and writes its properties.
+    /// Judges the image through an open descriptor, gives it its name, and writes its properties. Then whatever else is
+    /// in the directory goes: what is left of an older image.
     ///
     /// # Errors
     /// The image is not what it should be, or the store said no.
     pub fn install(&self, order: &Order, rules: &Rules) -> Result<Installed, NotInstalled> {
         let directory = Directory::open(self, false)?;
         let temporary = directory.open_file(&self.names.temporary)?;
-        let is_moved = temporary.is_none();
+        let mut is_moved = temporary.is_none();
         let file = match temporary {
             Some(file) => file,
             None => directory
@@ -222,38 +246,62 @@ impl Place {
                     is_content: false,
                 })?,
         };
-        let judged = image::judge(&file, order.format, &rules.images).map_err(|refusal| refused(refusal, order))?;
+        let installed = self.install_file(&directory, &file, &mut is_moved, order, rules);
+        match &installed {
+            Ok(_) if order.format == ImageFormat::Ova => {} // it has removed the older one, to make room for its members
+            Ok(_) => {
+                if let Err(error) = self.remove_others(&directory) {
+                    warn!(directory = %self.directory, %error, "Cannot remove what is left of an older image");
+                }
+            }
+            Err(_) if is_moved => {
+                directory.remove(&self.names.installed)?;
+                if order.format == ImageFormat::Ova {
+                    self.remove_others(&directory)?;
+                }
+            }
+            Err(_) => {}
+        }
+        installed
+    }
+
+    /// Removes what does not belong to our image.
+    fn remove_others(&self, directory: &Directory) -> io::Result<()> {
+        let ours = [self.names.installed.as_str(), self.properties()];
+        directory.remove_where(|name| !ours.contains(&name) && !is_in_use(name))
+    }
+
+    fn install_file(
+        &self,
+        directory: &Directory,
+        file: &File,
+        is_moved: &mut bool,
+        order: &Order,
+        rules: &Rules,
+    ) -> Result<Installed, NotInstalled> {
+        let judged = image::judge(file, order.format, &rules.images).map_err(|refusal| refused(refusal, order))?;
         file.set_permissions(Permissions::from_mode(FOR_ALL))?;
         file.sync_all()?;
-        if !is_moved {
-            std::fs::rename(directory.at(&self.names.temporary), directory.at(&self.names.installed))?;
+        let (installed, properties) = (self.names.installed.as_str(), self.properties());
+        // Where files of an older image get new contents under their names, it is not valid from now on.
+        if order.format == ImageFormat::Ova || directory.has_file(installed) {
+            directory.write_empty(properties)?;
+        }
+        if !*is_moved {
+            std::fs::rename(directory.at(&self.names.temporary), directory.at(installed))?;
+            *is_moved = true;
             directory.0.sync_all()?;
         }
         let physical_size = file.metadata()?.len();
         for warning in &judged.warnings {
-            warn!(path = self.names.installed, warning, "Image accepted");
+            warn!(path = installed, warning, "Image accepted");
         }
-        let mut ovf = None;
-        if order.format == ImageFormat::Ova {
-            // What a run that was killed has unpacked is in the way of the next.
-            directory.remove_all_but(&[&self.names.installed, self.properties()])?;
-            let unpacked = image::ova::unpack(&file, &directory.0, &rules.images).map_err(|error| match error {
-                image::ova::NotUnpacked::Refused(refusal) => refused(refusal, order),
-                image::ova::NotUnpacked::Store { .. } => NotInstalled {
-                    text: format!("Failed to install: {} ({})", chain(&error), Shown::new(&order.url)),
-                    is_content: false,
-                },
-            })?;
-            let at = self.root.join(self.directory.as_str()).display().to_string();
-            let information = unpacked.descriptor.information(&at, &unpacked.files, None);
-            let information = information.map_err(|error| NotInstalled {
-                text: format!("Failed post download script: {error} ({})", Shown::new(&order.url)),
-                is_content: true,
-            })?;
-            ovf = Some(Box::new(information));
-        }
+        let ovf = match order.format {
+            ImageFormat::Ova => Some(Box::new(self.unpack(directory, file, order, rules)?)),
+            _ => None,
+        };
         let image = Image {
-            filename: &self.names.installed,
+            filename: installed,
             description: &order.description,
             hvm: order.hvm,
             size: physical_size,
@@ -265,29 +313,67 @@ impl Place {
         let finished = image.stage2(order.id, &order.name, extension(order.format), judged.virtual_size);
         let text = finished.render(OffsetDateTime::now_utc());
         // Last, and whole: whoever lists the store sees a finished image or none.
-        let _ = files::replace(directory.at(self.properties()), text, FOR_ALL).map_err(|error| NotInstalled {
+        let _ = files::replace(directory.at(properties), text, FOR_ALL).map_err(|error| NotInstalled {
             text: format!("Failed to install: {}", chain(&error)),
             is_content: false,
         })?;
         Ok(Installed {
             root: self.root.clone(),
-            path: format!("{}/{}", self.directory, self.names.installed),
+            path: format!("{}/{installed}", self.directory),
             virtual_size: judged.virtual_size,
             physical_size,
             ovf,
         })
     }
 
-    /// Removes what is ours after a failure, and the directory if nothing else is in it.
+    fn unpack(
+        &self,
+        directory: &Directory,
+        file: &File,
+        order: &Order,
+        rules: &Rules,
+    ) -> Result<OVFInformationTO, NotInstalled> {
+        self.remove_others(directory)?; // what an older image, or a run that was killed, has unpacked is in the way
+        let unpacked = image::ova::unpack(file, &directory.0, &rules.images).map_err(|error| match error {
+            image::ova::NotUnpacked::Refused(refusal) => refused(refusal, order),
+            image::ova::NotUnpacked::Store { .. } => NotInstalled {
+                text: format!("Failed to install: {} ({})", chain(&error), Shown::new(&order.url)),
+                is_content: false,
+            },
+        })?;
+        let at = self.root.join(self.directory.as_str()).display().to_string();
+        unpacked
+            .descriptor
+            .information(&at, &unpacked.files, None)
+            .map_err(|error| NotInstalled {
+                text: format!("Failed post download script: {error} ({})", Shown::new(&order.url)),
+                is_content: true,
+            })
+    }
+
+    /// Removes what is ours after a failure, and the directories that are empty then. With `may_be_moved` also the image,
+    /// if it has its name already.
     ///
     /// # Errors
     /// The store said no.
-    pub fn clean_up(&self) -> io::Result<()> {
-        let directory = Directory::open(self, false)?;
-        directory.remove(&self.names.temporary)?;
-        directory.remove(&self.names.installed)?;
-        let _ = std::fs::remove_dir(self.root.join(self.directory.as_str()));
-        Ok(())
+    pub fn clean_up(&self, may_be_moved: bool) -> io::Result<()> {
+        let directory = match Directory::open(self, false) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            directory => directory?,
+        };
+        if !directory.remove(&self.names.temporary)? && may_be_moved {
+            directory.remove(&self.names.installed)?;
+        }
+        directory.remove_where(|name| name.starts_with(files::BESIDE))?;
+        let properties = std::fs::symlink_metadata(directory.at(self.properties()));
+        if properties.is_ok_and(|found| found.len() == 0) {
+            directory.remove(self.properties())?;
+        }
+        let depth = match self.kind {
+            Kind::Template => 3,
+            Kind::Volume => 2,
+        };
+        path::remove_empty(&self.root, &self.directory, depth)
     }
 
     fn properties(&self) -> &'static str {
@@ -298,7 +384,8 @@ impl Place {
     }
 }
 
-fn refused(refusal: image::Refusal, order: &Order) -> NotInstalled {
+/// What users are told of an image that is refused.
+pub fn refused(refusal: image::Refusal, order: &Order) -> NotInstalled {
     let text = match refusal {
         image::Refusal::Mismatch(found) => mismatch(&found, &order.url),
         image::Refusal::BadQcow2(why) => format!(

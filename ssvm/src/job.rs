@@ -1,7 +1,7 @@
 //! A download job as the server sees it: states and answers (ssvm.md §3.6).
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use protocol::ovf::OVFInformationTO;
@@ -84,18 +84,34 @@ pub struct Job {
     received: AtomicU64,
     /// 0: unknown.
     expected: AtomicU64,
-    stop: Mutex<CancellationToken>,
+    run: Mutex<Run>,
+}
+
+/// Who carries the job out, and whether anybody will ask for it again.
+#[derive(Debug, Default)]
+struct Run {
+    stop: CancellationToken,
+    is_over: bool,
+    is_forgotten: bool,
 }
 
 impl Job {
     /// A job that waits for its turn.
     pub fn new(id: String, order: Order) -> Self {
         let status = Self::first_status(&order);
-        Self::with_status(id, order, status)
+        Self::with(id, order, status, Run::default())
     }
 
     /// A job that ended in an earlier life of this program.
     pub fn with_status(id: String, order: Order, status: Status) -> Self {
+        let run = Run {
+            is_over: true,
+            ..Run::default()
+        };
+        Self::with(id, order, status, run)
+    }
+
+    fn with(id: String, order: Order, status: Status, run: Run) -> Self {
         let received = status.physical_size;
         Self {
             id,
@@ -103,7 +119,7 @@ impl Job {
             status: watch::Sender::new(status),
             received: AtomicU64::new(received),
             expected: AtomicU64::new(received),
-            stop: Mutex::default(),
+            run: Mutex::new(run),
         }
     }
 
@@ -146,23 +162,49 @@ impl Job {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Starts again from nothing: a new token for a new run.
-    pub fn reset(&self) -> CancellationToken {
-        let token = CancellationToken::new();
-        *self.stop.lock().expect("nothing panics while holding it") = token.clone();
-        self.set_progress(0, None);
-        self.update(|status| *status = Self::first_status(&self.order));
-        token
+    /// If it has ended, makes it ready for another run. Tells whether it is.
+    pub fn reset(&self) -> bool {
+        let mut run = self.run();
+        let is_reset = self.status.send_if_modified(|status| {
+            let is_final = status.state.is_final();
+            if is_final {
+                *status = Self::first_status(&self.order);
+            }
+            is_final
+        });
+        if is_reset {
+            (run.stop, run.is_over) = (CancellationToken::new(), false);
+            self.set_progress(0, None);
+        }
+        is_reset
     }
 
     /// Cancelled when the job shall stop.
     pub fn stop_token(&self) -> CancellationToken {
-        self.stop.lock().expect("nothing panics while holding it").clone()
+        self.run().stop.clone()
     }
 
     /// Asks it to stop.
     pub fn stop(&self) {
-        self.stop_token().cancel();
+        self.run().stop.cancel();
+    }
+
+    /// Nothing of its run goes on any more. Tells whether it was forgotten meanwhile.
+    pub fn set_over(&self) -> bool {
+        let mut run = self.run();
+        run.is_over = true;
+        run.is_forgotten
+    }
+
+    /// Nobody will ask for it again. Tells whether its run is over.
+    pub fn set_forgotten(&self) -> bool {
+        let mut run = self.run();
+        run.is_forgotten = true;
+        run.is_over
+    }
+
+    fn run(&self) -> MutexGuard<'_, Run> {
+        self.run.lock().expect("nothing panics while holding it")
     }
 
     /// Waits until it has ended, at most `limit`.
@@ -302,10 +344,20 @@ mod tests {
         job.update(|status| status.state = State::Failed);
         job.ended_within(Duration::from_secs(3)).await;
         assert_eq!(job.answer(true).download_status, Some(DownloadStatus::DownloadError));
-        let token = job.stop_token();
         job.stop();
-        assert!(token.is_cancelled());
-        assert!(!job.reset().is_cancelled());
+        assert!(job.stop_token().is_cancelled());
+        assert!(job.reset());
         assert_eq!(job.state(), State::Waiting);
+        assert!(!job.stop_token().is_cancelled() && !job.reset());
+    }
+
+    #[test]
+    fn whoever_comes_last_takes_the_job_out_of_the_journal() {
+        let purged_first = job();
+        assert!(!purged_first.set_forgotten());
+        assert!(purged_first.set_over());
+        let over_first = job();
+        assert!(!over_first.set_over());
+        assert!(over_first.set_forgotten());
     }
 }

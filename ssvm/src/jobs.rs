@@ -1,9 +1,9 @@
 //! All download jobs: who starts, finds, stops and forgets them (ssvm.md §3.6).
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use indexmap::IndexMap;
 use protocol::answer::Answer;
 use protocol::secondary_storage::{
     DownloadAnswer, DownloadCommand, DownloadProgressCommand, DownloadRequest, DownloadStatus,
@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::engine::{Engine, Start};
 use crate::job::{Job, State};
+use crate::journal::Entry;
 use crate::order::{Order, Unacceptable};
+use crate::source::Shown;
 
 /// How long an answer waits for a quick end (§3.1) or a stop (§3.6).
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
@@ -21,35 +23,46 @@ const ANSWER_WAIT: Duration = Duration::from_secs(3);
 /// Jobs known at once, finished ones included. Each is small, but a server that never purges must not fill the memory.
 const MAX_JOBS: usize = 1000;
 
-/// The registry. Its lock is held for look-ups only.
+/// The registry, the oldest first. Its lock is held for look-ups only.
 #[derive(Debug)]
 pub struct Jobs {
     engine: Arc<Engine>,
-    jobs: Mutex<BTreeMap<String, Arc<Job>>>,
+    jobs: Mutex<IndexMap<String, Arc<Job>>>,
 }
 
 impl Jobs {
-    /// Takes up what an earlier life of this program left: finished jobs are known again, others go on.
-    pub async fn resume(engine: Arc<Engine>) -> Self {
+    /// Takes up what an earlier life of this program left, by its journal: finished jobs are known again, others go on.
+    pub async fn resume(engine: Arc<Engine>, entries: Vec<Entry>) -> Self {
         let jobs = Self {
-            engine: Arc::clone(&engine),
+            engine,
             jobs: Mutex::default(),
         };
-        for entry in engine.journal_entries().await {
-            let Ok(order) = Order::parse(&entry.command) else {
-                engine.forget(&entry.job).await;
-                continue;
-            };
-            if let Some(status) = entry.ended.clone() {
-                jobs.insert(Arc::new(Job::with_status(entry.job, order, status)));
-                continue;
-            }
-            let job = Arc::new(Job::new(entry.job.clone(), order));
-            info!(job = job.id, url = %crate::source::Shown::new(&job.order.url), synced = entry.transfer.synced, "Download goes on after a restart");
-            jobs.insert(Arc::clone(&job));
-            engine.spawn(job, Start::Again(Box::new(entry)));
+        for entry in entries {
+            jobs.take_up(entry).await;
         }
         jobs
+    }
+
+    async fn take_up(&self, entry: Entry) {
+        let Ok(order) = Order::parse(&entry.command) else {
+            self.engine.journal.remove(&entry.job).await;
+            return;
+        };
+        let id = entry.job.clone();
+        let Some(status) = entry.ended.clone() else {
+            let job = Arc::new(Job::new(id.clone(), order));
+            info!(job = id, url = %Shown::new(&job.order.url), synced = entry.transfer.synced, "Download goes on after a restart");
+            self.lock().insert(id, Arc::clone(&job));
+            self.engine.spawn(job, Start::Again(Box::new(entry)));
+            return;
+        };
+        if entry.is_to_be_cleaned() {
+            self.engine.spawn_clean_up(order.clone(), entry);
+        }
+        if status.state != State::Aborted {
+            self.lock()
+                .insert(id.clone(), Arc::new(Job::with_status(id, order, status)));
+        }
     }
 
     /// DownloadCommand: a new job, or the one that does the same already.
@@ -63,11 +76,16 @@ impl Jobs {
             }
         };
         match self.job_for(order).await {
-            Ok(job) => {
+            Some(job) => {
                 job.ended_within(ANSWER_WAIT).await;
                 answer(&job, false)
             }
-            Err(text) => refused(command, DownloadStatus::DownloadError, text, None),
+            None => {
+                let text = format!(
+                    "too many downloads: {MAX_JOBS} are waiting or running on this secondary storage VM; try again later"
+                );
+                refused(command, DownloadStatus::DownloadError, text, None)
+            }
         }
     }
 
@@ -92,7 +110,7 @@ impl Jobs {
             Some(DownloadRequest::Restart) => {
                 job.stop();
                 job.ended_within(ANSWER_WAIT).await;
-                if job.state().is_final() {
+                if job.reset() {
                     self.engine.spawn(Arc::clone(&job), Start::New);
                 }
                 answer(&job, true)
@@ -101,7 +119,8 @@ impl Jobs {
                 job.stop();
                 job.ended_within(ANSWER_WAIT).await;
                 let answer = answer(&job, true);
-                self.remove(&job).await;
+                self.lock().shift_remove(&job.id);
+                self.forget(&job).await;
                 answer
             }
         }
@@ -137,66 +156,65 @@ impl Jobs {
         self.all().iter().map(|job| job.state()).collect()
     }
 
-    async fn job_for(&self, order: Order) -> Result<Arc<Job>, String> {
-        let others: Vec<_> = self
-            .all()
-            .into_iter()
-            .filter(|job| job.order.store.url == order.store.url && job.order.install_path == order.install_path)
-            .collect();
-        if let Some(same) = others
-            .iter()
-            .find(|job| !job.state().is_final() && job.order.is_same(&order))
-        {
-            info!(job = same.id, "Asked again for a download that is running");
-            return Ok(Arc::clone(same));
+    /// The job for an order: one that is running already, or a new one; `None`: there are too many.
+    async fn job_for(&self, order: Order) -> Option<Arc<Job>> {
+        let (job, is_new, gone) = self.enter(order)?;
+        if is_new {
+            self.engine.spawn(Arc::clone(&job), Start::New);
         }
-        for other in others {
+        for other in gone {
+            self.forget(&other).await;
+        }
+        Some(job)
+    }
+
+    /// Finds or adds the job for an order; also gives those that have left for it. They are stopped: the new one waits
+    /// until nothing of them is left in its directory.
+    fn enter(&self, order: Order) -> Option<(Arc<Job>, bool, Vec<Arc<Job>>)> {
+        let mut jobs = self.lock();
+        let is_there =
+            |job: &Arc<Job>| job.order.store.url == order.store.url && job.order.install_path == order.install_path;
+        let others: Vec<_> = jobs.values().filter(|job| is_there(job)).cloned().collect();
+        let is_same = |job: &&Arc<Job>| !job.state().is_final() && job.order.is_same(&order);
+        if let Some(same) = others.iter().find(is_same) {
+            info!(job = same.id, "Asked again for a download that is running");
+            return Some((Arc::clone(same), false, Vec::new()));
+        }
+        let mut gone = others;
+        for other in &gone {
             // One directory holds one image: what an earlier command wanted there is over.
             warn!(job = other.id, directory = %order.install_path, "A new download replaces an older one");
             other.stop();
-            other.ended_within(ANSWER_WAIT).await;
-            self.remove(&other).await;
+            jobs.shift_remove(&other.id);
+        }
+        if jobs.len() >= MAX_JOBS {
+            let (id, finished) = jobs.iter().find(|(_, job)| job.state().is_final())?;
+            let (id, finished) = (id.clone(), Arc::clone(finished));
+            jobs.shift_remove(&id);
+            gone.push(finished);
         }
         let job = Arc::new(Job::new(Uuid::new_v4().to_string(), order));
-        if !self.insert(Arc::clone(&job)) {
-            return Err(format!(
-                "too many downloads: {MAX_JOBS} are waiting or running on this secondary storage VM; try again later"
-            ));
-        }
-        self.engine.spawn(Arc::clone(&job), Start::New);
-        Ok(job)
+        jobs.insert(job.id.clone(), Arc::clone(&job));
+        Some((job, true, gone))
     }
 
-    /// Makes room among the finished ones if there is none.
-    fn insert(&self, job: Arc<Job>) -> bool {
-        let mut jobs = self.jobs.lock().expect("nothing panics while holding it");
-        if jobs.len() >= MAX_JOBS {
-            let finished = jobs.iter().find(|(_, job)| job.state().is_final());
-            let Some(id) = finished.map(|(id, _)| id.clone()) else {
-                return false;
-            };
-            jobs.remove(&id);
+    /// Out of the journal, too: at once, or when its run is over.
+    async fn forget(&self, job: &Job) {
+        if job.set_forgotten() {
+            self.engine.journal.remove(&job.id).await;
         }
-        jobs.insert(job.id.clone(), job);
-        true
-    }
-
-    async fn remove(&self, job: &Job) {
-        self.jobs
-            .lock()
-            .expect("nothing panics while holding it")
-            .remove(&job.id);
-        self.engine.forget(&job.id).await;
     }
 
     fn find(&self, id: &str) -> Option<Arc<Job>> {
-        let jobs = self.jobs.lock().expect("nothing panics while holding it");
-        jobs.get(id).cloned()
+        self.lock().get(id).cloned()
     }
 
     fn all(&self) -> Vec<Arc<Job>> {
-        let jobs = self.jobs.lock().expect("nothing panics while holding it");
-        jobs.values().cloned().collect()
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, IndexMap<String, Arc<Job>>> {
+        self.jobs.lock().expect("nothing panics while holding it")
     }
 }
 

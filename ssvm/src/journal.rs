@@ -1,14 +1,18 @@
 //! What a restart must not forget: a file for each job, on the VM's own disk (ssvm.md §1.10).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use platform::files::{self, FileError};
+use platform::logging::chain;
 use protocol::secondary_storage::DownloadCommand;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tracing::warn;
 
-use crate::job::Status;
+use crate::job::{State, Status};
 
 /// More than an entry with the longest texts has.
 const MAX_ENTRY: u64 = 1 << 20;
@@ -34,6 +38,27 @@ pub struct Entry {
     pub ended: Option<Status>,
     /// Seconds since 1970; of the last change.
     pub changed: u64,
+}
+
+impl Entry {
+    /// Of a job that has not begun.
+    pub fn new(job: &str, command: &DownloadCommand) -> Self {
+        Self {
+            job: job.to_owned(),
+            command: command.clone(),
+            names: None,
+            transfer: Transfer::default(),
+            verified: None,
+            ended: None,
+            changed: 0,
+        }
+    }
+
+    /// It ended without an image, and what it left in the store may still be there.
+    pub fn is_to_be_cleaned(&self) -> bool {
+        let has_failed = self.ended.as_ref().is_some_and(|end| end.state != State::Done);
+        has_failed && self.names.is_some()
+    }
 }
 
 /// A command in the form it has on the wire: only there absent members are what they were.
@@ -112,86 +137,126 @@ pub struct Transfer {
     pub validator: Option<String>,
 }
 
-/// The directory of entries. Its calls block for a local disk's time.
+/// The directory of entries. One thread changes it, so that changes happen in the order in which they were asked for,
+/// also when nobody waits for them any more.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    directory: PathBuf,
+    changes: Sender<(Change, oneshot::Sender<()>)>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Write(Box<Entry>),
+    Remove(String),
 }
 
 impl Journal {
-    /// Makes the directory if it is not there.
+    /// Makes the directory if it is not there, and reads all entries that still matter, the oldest first. Blocks for a
+    /// local disk's time.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn open(directory: PathBuf) -> Result<Self, FileError> {
-        std::fs::create_dir_all(&directory).map_err(|source| FileError::Io {
-            operation: "make the directory",
-            path: directory.clone(),
-            source,
-        })?;
-        Ok(Self { directory })
+    /// The directory cannot be made or read.
+    pub fn open(directory: PathBuf) -> Result<(Self, Vec<Entry>), FileError> {
+        let failed = |operation| {
+            let path = directory.clone();
+            move |source| FileError::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        std::fs::create_dir_all(&directory).map_err(failed("make the directory"))?;
+        let entries = load(&directory).map_err(failed("read the directory"))?;
+        let (changes, asked) = channel::<(Change, oneshot::Sender<()>)>();
+        let writer = thread::Builder::new().name("journal".to_owned());
+        let writing = directory.clone();
+        let writer = writer.spawn(move || {
+            for (change, done) in asked {
+                match change {
+                    Change::Write(entry) => write(&writing, *entry),
+                    Change::Remove(job) => remove(&path_of(&writing, &job)),
+                }
+                let _ = done.send(()); // nobody may be waiting any more
+            }
+        });
+        writer.map_err(failed("start a thread for"))?;
+        Ok((Self { changes }, entries))
     }
 
-    /// Writes an entry, whole and synced.
-    ///
-    /// # Errors
-    /// The disk is full, most likely.
-    pub fn write(&self, entry: &Entry) -> Result<(), FileError> {
-        let mut entry = entry.clone();
-        entry.changed = now();
-        let text = serde_json::to_vec(&entry).expect("an entry has text keys only");
-        files::replace(self.path(&entry.job), text, 0o600).map(drop)
+    /// Writes an entry, whole and synced. If that fails it is logged: the job goes on, only a restart would not find it.
+    pub async fn write(&self, entry: &Entry) {
+        self.change(Change::Write(Box::new(entry.clone()))).await;
     }
 
     /// Forgets an entry.
-    pub fn remove(&self, job: &str) {
-        let path = self.path(job);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                warn!(path = %path.display(), %error, "Cannot remove a journal entry");
-            }
-            _ => {}
-        }
+    pub async fn remove(&self, job: &str) {
+        self.change(Change::Remove(job.to_owned())).await;
     }
 
-    /// All entries that still matter. One that cannot be read is logged and removed: it owns a temporary file at most.
-    ///
-    /// # Errors
-    /// The directory cannot be read.
-    pub fn load(&self) -> std::io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for file in std::fs::read_dir(&self.directory)? {
-            let path = file?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
+    async fn change(&self, change: Change) {
+        let (done, is_done) = oneshot::channel();
+        if self.changes.send((change, done)).is_ok() {
+            let _ = is_done.await;
+        }
+    }
+}
+
+fn path_of(directory: &Path, job: &str) -> PathBuf {
+    directory.join(format!("{job}.json"))
+}
+
+fn write(directory: &Path, mut entry: Entry) {
+    entry.changed = now();
+    let text = serde_json::to_vec(&entry).expect("an entry has text keys only");
+    if let Err(error) = files::replace(path_of(directory, &entry.job), text, 0o600) {
+        warn!(
+            job = entry.job,
+            error = chain(&error).to_string(),
+            "Cannot write the journal"
+        );
+    }
+}
+
+fn remove(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(path = %path.display(), %error, "Cannot remove a journal entry");
+        }
+        _ => {}
+    }
+}
+
+/// Entries that still matter. One that cannot be read is logged and removed: it owns a temporary file at most.
+fn load(directory: &Path) -> std::io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for file in std::fs::read_dir(directory)? {
+        let path = file?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let read = files::read_limited(&path, MAX_ENTRY).map_err(|error| chain(&error).to_string());
+        let entry = read.and_then(|bytes| {
+            let bytes = bytes.unwrap_or_default();
+            serde_json::from_slice::<Entry>(&bytes).map_err(|error| error.to_string())
+        });
+        match entry {
+            Ok(entry) if path == path_of(directory, &entry.job) => {
+                let age = Duration::from_secs(now().saturating_sub(entry.changed));
+                if entry.ended.is_some() && age > KEEP && !entry.is_to_be_cleaned() {
+                    remove(&path);
+                } else {
+                    entries.push(entry);
+                }
             }
-            let read = files::read_limited(&path, MAX_ENTRY).map_err(|error| error.to_string());
-            let entry = read.and_then(|bytes| {
-                let bytes = bytes.unwrap_or_default();
-                serde_json::from_slice::<Entry>(&bytes).map_err(|error| error.to_string())
-            });
-            match entry {
-                Ok(entry) if path == self.path(&entry.job) => {
-                    let age = Duration::from_secs(now().saturating_sub(entry.changed));
-                    if entry.ended.is_some() && age > KEEP {
-                        self.remove(&entry.job);
-                    } else {
-                        entries.push(entry);
-                    }
-                }
-                Ok(_) => warn!(path = %path.display(), "A journal entry has the name of another job, ignored"),
-                Err(error) => {
-                    warn!(path = %path.display(), error, "Unreadable journal entry, removed");
-                    let _ = std::fs::remove_file(&path);
-                }
+            Ok(_) => warn!(path = %path.display(), "A journal entry has the name of another job, ignored"),
+            Err(error) => {
+                warn!(path = %path.display(), error, "Unreadable journal entry, removed");
+                remove(&path);
             }
         }
-        Ok(entries)
     }
-
-    fn path(&self, job: &str) -> PathBuf {
-        self.directory.join(format!("{job}.json"))
-    }
+    entries.sort_by_key(|entry| entry.changed);
+    Ok(entries)
 }
 
 fn now() -> u64 {
@@ -242,43 +307,61 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_entry_comes_back_as_it_was_and_only_we_can_read_it() {
+    #[tokio::test]
+    async fn an_entry_comes_back_as_it_was_and_only_we_can_read_it() {
         let directory = tempfile::tempdir().unwrap();
-        let journal = Journal::open(directory.path().join("jobs")).unwrap();
-        journal.write(&entry("a")).unwrap();
-        let file = directory.path().join("jobs/a.json");
+        let jobs = directory.path().join("jobs");
+        let (journal, before) = Journal::open(jobs.clone()).unwrap();
+        assert_eq!(before, []);
+        journal.write(&entry("a")).await;
+        let file = jobs.join("a.json");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        let mut found = journal.load().unwrap();
+        let mut found = Journal::open(jobs.clone()).unwrap().1;
         assert!(found[0].changed > 1_700_000_000);
         found[0].changed = 0;
         assert_eq!(found, [entry("a")]);
-        journal.remove("a");
-        journal.remove("a");
-        assert_eq!(journal.load().unwrap(), []);
+        journal.remove("a").await;
+        journal.remove("a").await;
+        assert_eq!(Journal::open(jobs).unwrap().1, []);
+    }
+
+    #[tokio::test]
+    async fn changes_happen_in_order_although_nobody_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(directory.path().to_owned()).unwrap();
+        for _ in 0..50 {
+            let written = entry("a");
+            let _ = tokio::time::timeout(Duration::ZERO, journal.write(&written)).await;
+        }
+        journal.remove("a").await;
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn rubbish_and_old_ends_are_dropped() {
+    fn rubbish_and_old_ends_are_dropped_but_nothing_that_is_to_be_cleaned() {
         let directory = tempfile::tempdir().unwrap();
-        let journal = Journal::open(directory.path().to_owned()).unwrap();
         let _ = files::replace(directory.path().join("b.json"), "{", 0o600).unwrap();
         let _ = files::replace(directory.path().join("notes"), "{", 0o600).unwrap();
-        let mut old = entry("c");
-        old.ended = Some(Status {
-            state: crate::job::State::Done,
-            text: String::new(),
-            temporary: None,
-            install_path: String::new(),
-            virtual_size: 1,
-            physical_size: 1,
-            checksum: None,
-            ovf: None,
-        });
-        old.changed = now() - 25 * 3600;
-        let text = serde_json::to_vec(&old).unwrap();
-        let _ = files::replace(directory.path().join("c.json"), text, 0o600).unwrap();
-        assert_eq!(journal.load().unwrap(), []);
+        let ended = |job: &str, state| Entry {
+            ended: Some(Status {
+                state,
+                text: String::new(),
+                temporary: None,
+                install_path: String::new(),
+                virtual_size: 1,
+                physical_size: 1,
+                checksum: None,
+                ovf: None,
+            }),
+            changed: now() - 25 * 3600,
+            ..entry(job)
+        };
+        let (old, unclean) = (ended("c", State::Done), ended("d", State::Aborted));
+        for entry in [&old, &unclean] {
+            let text = serde_json::to_vec(entry).unwrap();
+            let _ = files::replace(path_of(directory.path(), &entry.job), text, 0o600).unwrap();
+        }
+        assert_eq!(load(directory.path()).unwrap(), [unclean]);
         assert!(!directory.path().join("b.json").exists());
         assert!(!directory.path().join("c.json").exists());
     }

@@ -38,6 +38,8 @@ pub mod sink;
 pub mod source;
 /// Stores as directories.
 pub mod stores;
+/// All bytes of a source, over as many connections as it takes.
+mod transfer;
 
 /// Checksums as CloudStack writes them.
 pub mod checksum;

@@ -22,7 +22,6 @@ use tracing::warn;
 
 use crate::blocking::on_thread;
 use crate::checksum::Algorithm;
-use crate::delete::{file_name, parent_of};
 use crate::jobs::Jobs;
 use crate::order::StoreRef;
 use crate::path::{self, StorePath};
@@ -244,17 +243,17 @@ fn browse(root: &Path, path: Option<&StorePath>, start: usize, size: usize) -> i
         }
         // A file: itself.
         (Err(error), Some(path)) if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::NotFound) => {
-            let parent = parent_of(path);
+            let parent = path.parent();
             let holder = match &parent {
                 None => path::open_root(root),
                 Some(parent) => path::open_directory(root, parent.as_str(), false),
             };
             let is_there = |holder: &fs::File| {
-                fs::symlink_metadata(format!("/proc/self/fd/{}/{}", holder.as_raw_fd(), file_name(path))).is_ok()
+                fs::symlink_metadata(format!("/proc/self/fd/{}/{}", holder.as_raw_fd(), path.file_name())).is_ok()
             };
             match holder {
                 Ok(holder) if is_there(&holder) => {
-                    names.push(file_name(path).to_owned());
+                    names.push(path.file_name().to_owned());
                     (holder, parent.map_or_else(String::new, |parent| format!("/{parent}")))
                 }
                 _ => return Ok(ListDataStoreObjectsAnswer::default()),

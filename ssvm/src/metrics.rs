@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use futures_util::future::join_all;
 use hyper::StatusCode;
 use platform::http::{Handler, Peer, Request, Response, answer};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::Mutex;
 
 use crate::job::State;
 use crate::jobs::Jobs;
@@ -52,6 +54,7 @@ pub struct Page {
     stores: Arc<Stores>,
     by_state: Family<StateLabel, Gauge>,
     free: Family<StoreLabel, Gauge<u64, AtomicU64>>,
+    writing: Mutex<()>,
 }
 
 impl Page {
@@ -97,6 +100,7 @@ impl Page {
             stores,
             by_state,
             free,
+            writing: Mutex::default(),
         }
     }
 
@@ -115,11 +119,14 @@ impl Page {
             let gauge = self.by_state.get_or_create(&StateLabel { state: name });
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        let stores = self.stores.opened().await;
+        let spaces = join_all(stores.iter().map(|store| store.space())).await;
+        let _one_at_a_time = self.writing.lock().await;
         self.free.clear(); // a store that does not answer has no number
-        for store in self.stores.opened().await {
-            if let Some(space) = store.space().await {
+        for (store, space) in stores.iter().zip(spaces) {
+            if let Some(space) = space {
                 let label = StoreLabel {
-                    store: store.url.split('?').next().unwrap_or_default().to_owned(),
+                    store: store.shown().to_owned(),
                 };
                 self.free.get_or_create(&label).set(space.available);
             }

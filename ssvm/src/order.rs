@@ -1,5 +1,7 @@
 //! What a DownloadCommand asks for, checked (ssvm.md §3.1, §3.2).
 
+use std::fmt;
+
 use protocol::secondary_storage::{DownloadCommand, ResourceType};
 use protocol::transfer::{DataStoreTO, ImageFormat};
 use url::Url;
@@ -39,9 +41,9 @@ pub enum Kind {
 }
 
 /// A store as commands name it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct StoreRef {
-    /// `nfs://host/path`.
+    /// `nfs://host/path`; that of a CIFS share holds its password.
     pub url: String,
     /// NFS version such as `4.1`.
     pub nfs_version: Option<String>,
@@ -198,6 +200,17 @@ impl Order {
         };
         same(self) == same(other) && self.format == other.format && self.kind == other.kind
     }
+}
+
+impl fmt::Debug for StoreRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(shown_store(&self.url))
+    }
+}
+
+/// A store's URL for logs and users: without its query, which may hold a password.
+pub fn shown_store(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
 }
 
 impl StoreRef {

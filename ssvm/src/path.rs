@@ -5,18 +5,22 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Bytes of one component: what Linux file systems take.
 const MAX_COMPONENT: usize = 255;
 
 /// Bytes of a whole path: `PATH_MAX`.
 const MAX_PATH: usize = 4096;
+
+/// For a directory that somebody removes while it is made.
+const MAKE_ATTEMPTS: u32 = 100;
 
 /// Directories of a store are made for hypervisor hosts and other SSVMs, which are other users (§2).
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o777);
@@ -47,7 +51,7 @@ pub enum BadPath {
 
 impl From<BadPath> for io::Error {
     fn from(bad: BadPath) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, bad)
+        Self::new(ErrorKind::InvalidInput, bad)
     }
 }
 
@@ -92,8 +96,20 @@ impl StorePath {
         Self::parse(&format!("{self}/{name}"))
     }
 
-    fn components(&self) -> impl Iterator<Item = &str> {
+    /// Its parts, from the root on.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
+    }
+
+    /// The directory that it is in; `None` if that is the root.
+    pub fn parent(&self) -> Option<Self> {
+        let (parent, _) = self.0.rsplit_once('/')?;
+        Some(Self(parent.to_owned()))
+    }
+
+    /// Its last part.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -115,7 +131,11 @@ pub fn open_directory(root: &Path, relative: &str, create: bool) -> io::Result<F
         OFlag::O_DIRECTORY | OFlag::O_RDONLY,
         Mode::empty(),
     ) {
-        Err(error) if create && error.kind() == io::ErrorKind::NotFound => make_directories(root, &path),
+        // Who cleans up beside us may remove a directory that we have just made, because it is empty.
+        Err(error) if create && error.kind() == ErrorKind::NotFound => (0..MAKE_ATTEMPTS)
+            .map(|_| make_directories(&root, &path))
+            .find(|made| !matches!(made, Err(error) if error.kind() == ErrorKind::NotFound))
+            .unwrap_or(Err(error)),
         result => result,
     }
 }
@@ -138,8 +158,33 @@ pub fn create_file(root: &File, path: &StorePath, mode: u32) -> io::Result<File>
     open_at(root, path.as_str(), flags, Mode::from_bits_truncate(mode))
 }
 
-fn make_directories(root: File, path: &StorePath) -> io::Result<File> {
-    let mut directory = root;
+/// Removes the empty directory `path` below `root`, and those that it is in as long as they are empty, but none with
+/// less than `depth` components.
+pub fn remove_empty(root: &Path, path: &StorePath, depth: usize) -> io::Result<()> {
+    let mut next = Some(path.clone());
+    while let Some(path) = next.filter(|path| path.components().count() >= depth) {
+        let holder = match path.parent() {
+            None => open_root(root),
+            Some(parent) => open_directory(root, parent.as_str(), false),
+        };
+        let removed = holder.and_then(|holder| {
+            let flag = UnlinkatFlags::RemoveDir;
+            Ok(unlinkat(&holder, path.file_name(), flag)?)
+        });
+        match removed {
+            // Some file servers say "exists" for "not empty".
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+                return Ok(());
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => next = path.parent(),
+        }
+    }
+    Ok(())
+}
+
+fn make_directories(root: &File, path: &StorePath) -> io::Result<File> {
+    let mut directory = root.try_clone()?;
     for component in path.components() {
         match mkdirat(&directory, component, DIRECTORY_MODE) {
             Ok(()) | Err(Errno::EEXIST) => {}
@@ -246,9 +291,43 @@ mod tests {
         create_file(&root, &path, 0o600).unwrap();
         assert_eq!(
             create_file(&root, &path, 0o600).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists
+            ErrorKind::AlreadyExists
         );
         assert_eq!(StorePath::parse_name("a/b"), Err(BadPath::NotPlain));
+    }
+
+    #[test]
+    fn empty_directories_are_removed_as_far_up_as_they_may() {
+        let store = tempfile::tempdir().unwrap();
+        let path = |text: &str| StorePath::parse(text).unwrap();
+        open_directory(store.path(), "template/tmpl/2/207", true).unwrap();
+        open_directory(store.path(), "template/tmpl/3/208", true).unwrap();
+        File::create(store.path().join("template/tmpl/3/other")).unwrap();
+        for name in ["template/tmpl/2/207", "template/tmpl/3/208", "template/tmpl/4/209"] {
+            remove_empty(store.path(), &path(name), 3).unwrap();
+        }
+        assert!(!store.path().join("template/tmpl/2").exists());
+        assert!(!store.path().join("template/tmpl/3/208").exists());
+        assert!(store.path().join("template/tmpl/3/other").exists());
+        remove_empty(store.path(), &path("template/tmpl/3"), 3).unwrap();
+        assert!(store.path().join("template/tmpl/3").exists());
+    }
+
+    #[test]
+    fn directories_are_made_while_others_remove_empty_ones() {
+        let store = tempfile::tempdir().unwrap();
+        let path = StorePath::parse("template/tmpl/2/1").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    remove_empty(store.path(), &path, 3).unwrap();
+                }
+            });
+            for _ in 0..2000 {
+                open_directory(store.path(), "template/tmpl/2/2", true).unwrap();
+                fs::remove_dir(store.path().join("template/tmpl/2/2")).unwrap();
+            }
+        });
     }
 
     proptest::proptest! {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use agent::config::{Config, Facts, NoAgent};
 use agent::service::Service;
@@ -23,16 +23,16 @@ use protocol::secret::Secret;
 use protocol::session::CheckHealthAnswer;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::blocking::on_thread;
-use crate::engine::Engine;
+use crate::engine::{Engine, Places};
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics::{Metrics, Page};
-use crate::order::StoreRef;
+use crate::order::{StoreRef, shown_store};
 use crate::rate::Rate;
 use crate::reach::Reach;
 use crate::rules::Rules;
@@ -124,6 +124,8 @@ struct Setup {
     copy_peers: BTreeSet<IpAddr>,
     copy_user: Option<String>,
     copy_password: Option<Secret<String>>,
+    /// Addresses of file servers.
+    store_hosts: BTreeSet<IpAddr>,
 }
 
 /// The service behind the agent link. Cheap to clone.
@@ -154,7 +156,12 @@ impl Storage {
         let setup = read_setup(&setup_file)?;
         let reach = watch::Sender::new(Arc::new(Reach {
             allowed_sites: setup.allowed_sites.clone(),
-            reserved: boot.reserved.clone(),
+            reserved: boot
+                .reserved
+                .iter()
+                .copied()
+                .chain(setup.store_hosts.iter().copied().map(IpNet::from))
+                .collect(),
             public: boot.public,
         }));
         let limits = Limits {
@@ -167,11 +174,12 @@ impl Storage {
         let tls = tls_config(&settings.ca_file, &settings.extra_ca_files)?;
         let stores = Arc::new(Stores::new(settings, boot.nfs_version.clone()));
         let metrics = Arc::new(Metrics::default());
+        let (journal, entries) = Journal::open(settings.state_dir.join("jobs"))?;
         let engine = Arc::new(Engine {
             client: Client::new(limits, tls, reach.subscribe()),
             stores: Arc::clone(&stores),
-            journal: Journal::open(settings.state_dir.join("jobs"))?,
-            places: Semaphore::new(settings.active_jobs),
+            journal,
+            places: Places::new(settings.active_jobs),
             rate_total: Rate::new(settings.rate_total),
             rules: Rules::new(settings),
             metrics: Arc::clone(&metrics),
@@ -185,7 +193,7 @@ impl Storage {
             }
             None => None,
         };
-        let jobs = Arc::new(Jobs::resume(engine).await);
+        let jobs = Arc::new(Jobs::resume(engine, entries).await);
         let stop = CancellationToken::new();
         if let Some(listener) = listener {
             info!(listen = %listener.local_addr()?, "Serving metrics");
@@ -259,7 +267,7 @@ impl Inner {
             warn!("Certificates for the copy server are not used: this version has no copy server");
         }
         let url = setup.sec_url.clone().unwrap_or_default();
-        let shown = url.split('?').next().unwrap_or_default().to_owned();
+        let shown = shown_store(&url);
         let store = StoreRef::find(
             setup.store.as_ref(),
             setup.sec_url.as_deref(),
@@ -275,7 +283,7 @@ impl Inner {
         });
         match opened {
             Ok(store) => {
-                self.reserve(&store);
+                self.reserve(&store).await;
                 info!(store = shown, directory = store.directory, "Store is set up");
                 Answer::new(SecStorageSetupAnswer {
                     dir: Some(store.directory.clone()),
@@ -290,15 +298,26 @@ impl Inner {
     }
 
     /// No user's URL may lead to a store's file server.
-    fn reserve(&self, store: &Store) {
-        let Some(ip) = store.ip.map(IpNet::from) else { return };
-        self.reach.send_if_modified(|reach| {
-            let is_new = !reach.reserved.contains(&ip);
+    async fn reserve(&self, store: &Store) {
+        let Some(ip) = store.ip else { return };
+        let net = IpNet::from(ip);
+        let is_new = self.reach.send_if_modified(|reach| {
+            let is_new = !reach.reserved.contains(&net);
             if is_new {
-                Arc::make_mut(reach).reserved.push(ip);
+                Arc::make_mut(reach).reserved.push(net);
             }
             is_new
         });
+        if is_new {
+            let saved = self
+                .change_setup(|setup| {
+                    setup.store_hosts.insert(ip);
+                })
+                .await;
+            if let Some(why) = saved.details.filter(|_| !saved.result) {
+                warn!(error = why, "Cannot save the address of a store");
+            }
+        }
     }
 
     /// SecStorageFirewallCfgCommand (§1.4): port and interface are ignored, as upstream does.
@@ -348,11 +367,9 @@ impl Inner {
     }
 
     async fn change_setup(&self, change: impl FnOnce(&mut Setup)) -> Answer {
-        let text = {
-            let mut setup = self.setup.lock().expect("nothing panics while holding it");
-            change(&mut setup);
-            serde_json::to_vec(&*setup).expect("it has text keys only")
-        };
+        let mut setup = self.setup.lock().await; // until it is written: what is changed last is written last
+        change(&mut setup);
+        let text = serde_json::to_vec(&*setup).expect("it has text keys only");
         let file = self.setup_file.clone();
         match on_thread("setup", move || files::replace(file, text, 0o600)).await {
             Ok(Ok(_)) => Answer::success(),
@@ -370,7 +387,10 @@ impl Inner {
             Err(text) => return Answer::failure(text),
         };
         let space = match opened {
-            Ok(store) => store.space().await.ok_or_else(|| StoreError::Dead(store.url.clone())),
+            Ok(store) => store
+                .space()
+                .await
+                .ok_or_else(|| StoreError::Dead(store.shown().to_owned())),
             Err(error) => Err(error),
         };
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);

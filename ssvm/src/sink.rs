@@ -18,15 +18,18 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use protocol::transfer::ImageFormat;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
-use crate::blocking::{Lost, on_thread};
+use crate::blocking::{Lost, Threads};
 use crate::checksum::{Algorithm, Checksum};
+use crate::image;
 use crate::stream::{Compression, Digest, SparseFile, StreamError, Unpack, UnpackLimits};
 
-/// Bytes of one job between source, digest and store. With 16 jobs at work and what their connections hold this stays
-/// below 40 MiB.
-const ROOM: usize = 768 << 10;
+/// Bytes of one job between source, digest and store. Each job has its own: one whose store hangs must not hold what
+/// others need. With 16 jobs at work, their connections and their writers' buffers this makes some 20 MiB.
+const ROOM: usize = 512 << 10;
 
 /// Room is counted in these.
 const UNIT: usize = 16 << 10;
@@ -38,7 +41,7 @@ const SMALL: usize = 64 << 10;
 const SYNC_EVERY: (u64, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// For reading again what an earlier life of this program wrote.
-const REREAD: usize = 1 << 20;
+const REREAD: usize = 256 << 10;
 
 /// What to do with the bytes.
 #[derive(Debug, Clone)]
@@ -49,6 +52,12 @@ pub struct Plan {
     pub may_be_compressed: bool,
     /// For what is unpacked.
     pub limits: UnpackLimits,
+    /// What the image must be; judged by its start as soon as that is here.
+    pub format: ImageFormat,
+    /// What it may be.
+    pub images: image::Limits,
+    /// Bytes that stay free on the store.
+    pub keep_free: u64,
 }
 
 /// All is on disk.
@@ -69,6 +78,9 @@ pub struct Sink {
     digest: BoxFuture<'static, Result<io::Result<Checksum>, Lost>>,
     writer: BoxFuture<'static, Result<Result<u64, StreamError>, Lost>>,
     synced: Arc<AtomicU64>,
+    /// Cancelled when the writer takes no more.
+    ended: CancellationToken,
+    threads: Threads,
 }
 
 #[derive(Clone)]
@@ -86,14 +98,18 @@ struct Piece {
 
 impl Sink {
     /// Starts writing into `file` behind its first `from` bytes, which are digested again first.
-    pub fn start(file: Arc<File>, from: u64, plan: Plan) -> Self {
+    pub fn start(threads: &Threads, file: Arc<File>, from: u64, plan: Plan) -> Self {
         let (to_digest, digest_input) = channel();
         let (to_writer, writer_input) = channel();
         let synced = Arc::new(AtomicU64::new(from));
         let (read_again, algorithm) = (Arc::clone(&file), plan.algorithm);
-        let digest = on_thread("digest", move || digest(&read_again, from, algorithm, &digest_input));
-        let report = Arc::clone(&synced);
-        let writer = on_thread("store-write", move || write(&file, from, &plan, writer_input, &report));
+        let digest = threads.start("digest", move || digest(&read_again, from, algorithm, &digest_input));
+        let (report, ended) = (Arc::clone(&synced), CancellationToken::new());
+        let ends = ended.clone().drop_guard();
+        let writer = threads.start("store-write", move || {
+            let _ends = ends;
+            write(&file, from, &plan, writer_input, &report)
+        });
         Self {
             to_digest,
             to_writer,
@@ -102,7 +118,14 @@ impl Sink {
             digest: Box::pin(digest),
             writer: Box::pin(writer),
             synced,
+            ended,
+            threads: threads.clone(),
         }
+    }
+
+    /// Returns when the writer takes no more, before everything was given: [`Sink::finish`] tells why.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.ended.clone().cancelled_owned()
     }
 
     /// Bytes of the source that are on disk for certain, and from which a restart can go on.
@@ -175,7 +198,7 @@ impl Sink {
         // Channels that close without an end mean: abandoned.
         (self.to_digest, self.to_writer) = (channel().0, channel().0);
         let _ = tokio::join!(&mut self.digest, &mut self.writer);
-        *self = Self::start(file, 0, plan);
+        *self = Self::start(&self.threads.clone(), file, 0, plan);
     }
 }
 
@@ -218,10 +241,13 @@ fn write(
     synced: &AtomicU64,
 ) -> Result<u64, StreamError> {
     let mut pieces = Pieces::new(input);
-    let mut output = SparseFile::resume(file.try_clone()?, from)?;
+    let (format, images) = (plan.format, plan.images.clone());
+    let mut output = SparseFile::resume(file.try_clone()?, from)?
+        .looked_at(move |file, length| Ok(image::judge_start(file, length, format, &images)?))
+        .keeping_free(plan.keep_free);
     if from == 0
         && plan.may_be_compressed
-        && let Some(compression) = Compression::detect(pieces.peek(Compression::MAGIC_LEN)?)
+        && let Some(compression) = Compression::detect(pieces.first()?)
     {
         return Unpack::new(compression, &plan.limits).run(&mut pieces, output);
     }
@@ -266,9 +292,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// The first bytes, without taking them: at least `wanted` unless there are less. Pieces are never that small
-    /// except the last one.
-    fn peek(&mut self, _wanted: usize) -> io::Result<&[u8]> {
+    /// The first piece, without taking it. Only the last piece of a file is smaller than [`SMALL`].
+    fn first(&mut self) -> io::Result<&[u8]> {
         self.fill()?;
         Ok(self.current.as_ref().map_or(&[], |piece| &piece.bytes))
     }

@@ -257,7 +257,11 @@ impl SourceError {
     /// Whether asking again, with what we have already, may help. What judges or refuses is final.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Silent { .. } | Self::Broken { .. } | Self::Unresolvable { .. } => true,
+            Self::Connect { .. }
+            | Self::Proxy { .. }
+            | Self::Silent { .. }
+            | Self::Broken { .. }
+            | Self::Unresolvable { .. } => true,
             Self::Status { code, .. } => matches!(code, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
@@ -15,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::blocking::on_thread;
 use crate::mount::{self, BadStoreUrl, StoreUrl};
-use crate::order::StoreRef;
+use crate::order::{StoreRef, shown_store};
 use crate::settings::Settings;
 
 /// For a look at a store that should be there (§6.7).
@@ -69,7 +68,8 @@ pub struct Store {
     /// The file server, where its name has an address.
     pub ip: Option<IpAddr>,
     space: watch::Sender<Option<(Instant, Space)>>,
-    is_looking: Arc<AtomicBool>,
+    /// Held while a thread looks.
+    looking: Arc<Mutex<()>>,
 }
 
 /// Bytes of a file system, statvfs(3).
@@ -156,7 +156,7 @@ impl Stores {
         };
         match opened {
             Ok(opened) => {
-                info!(store = opened.url, root = %opened.root.display(), "Store is usable");
+                info!(store = opened.shown(), root = %opened.root.display(), "Store is usable");
                 let opened = Arc::new(opened);
                 *slot = Slot {
                     open: Some(Arc::clone(&opened)),
@@ -169,7 +169,7 @@ impl Stores {
                     .failed
                     .as_ref()
                     .map_or(BACKOFF.0, |failed| (failed.wait * 2).min(BACKOFF.1));
-                warn!(store = store.url, %error, ?wait, "Store is not usable");
+                warn!(?store, %error, ?wait, "Store is not usable");
                 *slot = Slot {
                     open: None,
                     failed: Some(Failed {
@@ -194,14 +194,14 @@ impl Stores {
     }
 
     async fn find_mapped(&self, store: &StoreRef) -> Result<Store, StoreError> {
-        let not_mapped = || StoreError::NotMapped(store.url.clone());
+        let not_mapped = || StoreError::NotMapped(shown_store(&store.url).to_owned());
         let root = self.map.get(&store.url).cloned().ok_or_else(not_mapped)?;
         let url = StoreUrl::parse(&store.url)?;
         // The directory's name is as if it were mounted (§1.6), but here nobody needs the file server to exist.
         let ip = resolve(&url.host).await;
         let directory = url.directory(&ip.map_or_else(|| url.host.clone(), |ip| ip.to_string()));
         let failed = |why: String| StoreError::Directory {
-            url: store.url.clone(),
+            url: shown_store(&store.url).to_owned(),
             why,
         };
         let path = root.clone();
@@ -214,7 +214,7 @@ impl Stores {
             Ok(Ok(Ok(()))) => Ok(Store::new(&store.url, root, directory, ip)),
             Ok(Ok(Err(error))) => Err(failed(format!("{}: {error}", root.display()))),
             Ok(Err(lost)) => Err(failed(lost.to_string())),
-            Err(_) => Err(StoreError::Dead(store.url.clone())),
+            Err(_) => Err(StoreError::Dead(shown_store(&store.url).to_owned())),
         }
     }
 
@@ -258,7 +258,7 @@ impl Stores {
             Ok(Ok(Ok(()))) => Ok(Store::new(&store.url, at, directory, Some(ip))),
             Ok(Ok(Err(error))) => Err(failed(error.to_string())),
             Ok(Err(lost)) => Err(failed(lost.to_string())),
-            Err(_) => Err(StoreError::Dead(store.url.clone())),
+            Err(_) => Err(StoreError::Dead(shown_store(&store.url).to_owned())),
         }
     }
 }
@@ -271,8 +271,13 @@ impl Store {
             directory,
             ip,
             space: watch::Sender::new(None),
-            is_looking: Arc::default(),
+            looking: Arc::default(),
         }
+    }
+
+    /// Its URL for logs and users.
+    pub fn shown(&self) -> &str {
+        shown_store(&self.url)
     }
 
     /// Its size, within [`LOOK_LIMIT`]; the last known one for some minutes while the store does not answer. A store
@@ -280,11 +285,11 @@ impl Store {
     pub async fn space(&self) -> Option<Space> {
         let mut seen = self.space.subscribe();
         seen.mark_unchanged();
-        if !self.is_looking.swap(true, Ordering::AcqRel) {
-            let (root, space, is_looking) = (self.root.clone(), self.space.clone(), Arc::clone(&self.is_looking));
+        if let Ok(looking) = Arc::clone(&self.looking).try_lock_owned() {
+            let (root, space) = (self.root.clone(), self.space.clone());
             drop(on_thread("store-space", move || {
                 let found = look(&root);
-                is_looking.store(false, Ordering::Release);
+                drop(looking);
                 match found {
                     Ok(found) => drop(space.send_replace(Some((Instant::now(), found)))),
                     Err(error) => {

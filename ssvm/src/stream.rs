@@ -11,6 +11,8 @@ use std::io;
 use nix::errno::Errno;
 use platform::exec::ExecError;
 
+use crate::image::Refusal;
+
 pub use digest::Digest;
 pub use sparse::SparseFile;
 pub use unpack::{Compression, Unpack, UnpackLimits};
@@ -52,6 +54,9 @@ pub enum StreamError {
     /// A zip file that is not one image.
     #[error("the zip file cannot be used: {0}")]
     Zip(String),
+    /// Its first bytes tell already that it is not what it should be.
+    #[error("the image is refused")]
+    Refused(#[from] Refusal),
     /// `xz` could not be run, or lost.
     #[error("cannot unpack xz data")]
     Xz(#[source] ExecError),

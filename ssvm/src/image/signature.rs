@@ -108,7 +108,7 @@ pub(super) fn all(window: &Window<'_>) -> io::Result<Vec<Signature>> {
         found.push(VmdkText);
     }
     // At least 512 bytes: else it is the start, which was looked at.
-    if window.len() > 512 {
+    if window.is_whole() && window.len() > 512 {
         let tail = window.tail(512)?;
         for (signature, mark) in TAIL_MARKS {
             if tail.starts_with(mark) && !found.contains(&signature) {

@@ -8,9 +8,14 @@ const FIXED: u32 = 2;
 const DYNAMIC: u32 = 3;
 const DIFFERENCING: u32 = 4;
 
-/// Gives the virtual size.
+/// Gives the virtual size; 0 if the image is still growing, for its footer is at its end.
 pub(super) fn judge(window: &Window<'_>) -> Result<u64, Refusal> {
-    let (start, end) = (window.read(0, FOOTER)?, window.tail(FOOTER)?);
+    let start = window.read(0, FOOTER)?;
+    let end = if window.is_whole() {
+        window.tail(FOOTER)?
+    } else {
+        Vec::new()
+    };
     let copies = [&start, &end].map(|bytes| bytes.starts_with(b"conectix").then_some(bytes));
     for footer in copies.into_iter().flatten() {
         if footer.be_u32(60) == DIFFERENCING {
@@ -19,6 +24,9 @@ pub(super) fn judge(window: &Window<'_>) -> Result<u64, Refusal> {
         if footer.len() < FOOTER || footer.be_u32(64) != checksum(footer, 64) {
             return other("the checksum of its VHD footer is wrong; it is damaged");
         }
+    }
+    if !window.is_whole() {
+        return Ok(0);
     }
     let size = |footer: &[u8]| footer.be_u64(40).max(footer.be_u64(48));
     match copies {

@@ -11,14 +11,15 @@ const AT_END: u64 = u64::MAX;
 
 const KEYS: [&str; 5] = ["version", "CID", "parentCID", "createType", "encoding"];
 
-/// Gives the virtual size.
+/// Gives the virtual size. Of an image that is still growing, what lies behind its end is not looked at; then the size
+/// may be 0.
 pub(super) fn judge(window: &Window<'_>) -> Result<u64, Refusal> {
     let header = window.read(0, 512)?;
     let version = header.le_u32(4);
     if header.len() < 512 || !(1..=3).contains(&version) {
         return other(format!("its VMDK version is {version}; 1 to 3 are known"));
     }
-    if header.le_u64(56) == AT_END {
+    if header.le_u64(56) == AT_END && window.is_whole() {
         judge_footer(window, &header)?;
     }
     let (offset, sectors) = (header.le_u64(28), header.le_u64(36));
@@ -30,6 +31,9 @@ pub(super) fn judge(window: &Window<'_>) -> Result<u64, Refusal> {
         .zip(length)
         .filter(|(at, length)| *at >= SECTOR && at.checked_add(*length).is_some_and(|end| end <= window.len()));
     let Some((at, length)) = place else {
+        if !window.is_whole() {
+            return Ok(0);
+        }
         return other("its descriptor is not inside of the file, or is larger than 64 KiB");
     };
     let text = window.read(at, usize::try_from(length).unwrap_or(0))?;

@@ -2,12 +2,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// A part of a file that is an image: the whole, or a member of an archive.
+/// A part of a file that is an image: the whole, a member of an archive, or what has arrived so far.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window<'a> {
     file: &'a File,
     start: u64,
     len: u64,
+    is_whole: bool,
 }
 
 /// At once, at most: nothing we parse needs more.
@@ -16,7 +17,27 @@ const MAX_READ: usize = 4 << 20;
 impl<'a> Window<'a> {
     pub(crate) fn of_file(file: &'a File) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        Ok(Self { file, start: 0, len })
+        Ok(Self {
+            file,
+            start: 0,
+            len,
+            is_whole: true,
+        })
+    }
+
+    /// The first `len` bytes of a file that is still growing.
+    pub(crate) fn of_start(file: &'a File, len: u64) -> Self {
+        Self {
+            file,
+            start: 0,
+            len,
+            is_whole: false,
+        }
+    }
+
+    /// Whether the image ends where this does.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// A part of this part; cut at its end.
@@ -26,6 +47,7 @@ impl<'a> Window<'a> {
             file: self.file,
             start: self.start + start,
             len: len.min(self.len - start),
+            is_whole: self.is_whole,
         }
     }
 

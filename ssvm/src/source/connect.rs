@@ -152,7 +152,7 @@ impl Client {
             }));
             let response = sender.send_request(request).await?;
             let status = response.status();
-            if status != StatusCode::OK {
+            if !status.is_success() {
                 return Ok(Err(status));
             }
             Ok(Ok((hyper::upgrade::on(response).await?, connection)))

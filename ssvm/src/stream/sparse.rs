@@ -3,11 +3,16 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::statvfs::fstatvfs;
 
 use super::StreamError;
 
-/// Bytes of one write, which also starts at a multiple of it: what network file systems send at once at most.
-const WRITE: usize = 1 << 20;
+/// Bytes of one write, which also starts at a multiple of it. More is not faster: the kernel sends to network file
+/// systems from its cache, as much at once as they take.
+const WRITE: usize = 256 << 10;
+
+/// Bytes after which [`SparseFile::looked_at`] looks: all that formats have at their start, except large tables.
+const START: u64 = 1 << 20;
 
 /// Zeros are left out in blocks of this many bytes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -19,7 +24,6 @@ const MAX_DIRTY: u64 = 32 << 20;
 ///
 /// The kernel never holds more than 32 MiB that are not on disk, nor keeps the rest in its cache: an image is not
 /// read again soon, and other programs want that memory.
-#[derive(Debug)]
 pub struct SparseFile {
     file: File,
     /// Where `buffer` begins in the file.
@@ -29,7 +33,12 @@ pub struct SparseFile {
     written: u64,
     dirty: u64,
     synced_to: u64,
+    look: Option<Look>,
+    keep_free: u64,
 }
+
+/// Judges a file whose first bytes are there, so many.
+type Look = Box<dyn FnOnce(&File, u64) -> Result<(), StreamError> + Send>;
 
 impl SparseFile {
     /// Goes on at the byte `at`. Whatever the file has behind it is cut off: what is left out must read as zeros.
@@ -42,7 +51,22 @@ impl SparseFile {
             written: 0,
             dirty: 0,
             synced_to: at,
+            look: None,
+            keep_free: 0,
         })
+    }
+
+    /// Has `look` see the file once, when its first MiB is there; never if it ends before that. An error of `look` ends
+    /// the writing.
+    pub fn looked_at(mut self, look: impl FnOnce(&File, u64) -> Result<(), StreamError> + Send + 'static) -> Self {
+        self.look = Some(Box::new(look));
+        self
+    }
+
+    /// Calls the store full when less than so many bytes are free on it, whoever takes them. Seen at each [`MAX_DIRTY`].
+    pub fn keeping_free(mut self, bytes: u64) -> Self {
+        self.keep_free = bytes;
+        self
     }
 
     /// Bytes taken so far, counted from the start of the file.
@@ -127,6 +151,12 @@ impl SparseFile {
         }
         self.put_run(&bytes[run.clone()], run.start)?;
         self.at += length(bytes);
+        if self.at >= START
+            && let Some(look) = self.look.take()
+        {
+            self.set_length()?;
+            look(&self.file, self.at)?;
+        }
         if self.dirty >= MAX_DIRTY {
             self.write_back()?;
         }
@@ -148,6 +178,12 @@ impl SparseFile {
         self.file.sync_data().map_err(StreamError::store)?;
         self.forget();
         self.dirty = 0;
+        if self.keep_free > 0 {
+            let space = fstatvfs(&self.file).map_err(|errno| StreamError::store(errno.into()))?;
+            if space.blocks_available().saturating_mul(space.fragment_size()) < self.keep_free {
+                return Err(StreamError::NoSpace);
+            }
+        }
         Ok(())
     }
 
@@ -203,6 +239,39 @@ mod tests {
         assert_eq!(sparse.finish().unwrap(), 200_100);
         let found = contents(&file);
         assert!(found[..100].iter().all(|byte| *byte == 7) && found[100..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn the_start_is_looked_at_once_and_can_end_the_writing() {
+        let (told, seen) = std::sync::mpsc::channel();
+        let sparse = || SparseFile::resume(tempfile::tempfile().unwrap(), 0).unwrap();
+        let mut looked_at = sparse().looked_at(move |file, length| {
+            told.send((file.metadata().unwrap().len(), length)).unwrap();
+            Ok(())
+        });
+        for _ in 0..40 {
+            looked_at.write(&[0; 100_000]).unwrap();
+        }
+        assert_eq!(
+            seen.iter().collect::<Vec<_>>(),
+            [(START, START)],
+            "the zeros are there, too"
+        );
+        let mut refused = sparse().looked_at(|_, _| Err(StreamError::NoSpace));
+        refused.write(&vec![1; (1 << 20) - 1]).unwrap();
+        refused.write(&[1]).unwrap_err();
+        let short = sparse().looked_at(|_, _| Err(StreamError::NoSpace));
+        short.finish().unwrap();
+    }
+
+    #[test]
+    fn what_shall_stay_free_stays_free() {
+        let mut sparse = SparseFile::resume(tempfile::tempfile().unwrap(), 0)
+            .unwrap()
+            .keeping_free(u64::MAX);
+        let error = (0..64).find_map(|_| sparse.write(&vec![1; 1 << 20]).err()).unwrap();
+        assert!(error.is_no_space());
+        assert_eq!(sparse.position(), MAX_DIRTY);
     }
 
     #[test]

@@ -37,9 +37,6 @@ pub struct UnpackLimits {
 }
 
 impl Compression {
-    /// Bytes that [`Compression::detect`] wants to see.
-    pub const MAGIC_LEN: usize = 6;
-
     /// By the first bytes of the content.
     pub fn detect(start: &[u8]) -> Option<Self> {
         match start {
@@ -189,7 +186,6 @@ impl<R: Read> Read for Input<'_, R> {
 }
 
 /// A file that grows only as far as it may.
-#[derive(Debug)]
 pub(super) struct Output {
     to: SparseFile,
     taken: Arc<AtomicU64>,

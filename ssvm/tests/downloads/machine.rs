@@ -1,5 +1,6 @@
 //! The real program with a store that is a directory, connected to a [`Controller`].
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -128,19 +129,36 @@ impl Machine {
         self.ended(command, first).await
     }
 
-    /// A download that must fail: its text. Nothing of it is left but empty properties.
+    /// A download that must fail: its text. Nothing of it is left in the store.
     pub(crate) async fn refusal(&self, command: &DownloadCommand) -> String {
-        let before = self.files(command);
+        let before = self.tree();
         let answer = self.download(command).await;
         assert_eq!(
             answer.download_status,
             Some(DownloadStatus::DownloadError),
             "{answer:?}"
         );
-        let left = self.files(command);
-        let is_fine = |name: &String| name.ends_with(".properties") || before.contains(name);
-        assert!(left.iter().all(is_fine), "{left:?} after {answer:?}");
+        assert_eq!(self.tree(), before, "after {answer:?}");
         answer.error_string.unwrap()
+    }
+
+    /// Everything in the store but the directories that every store has.
+    pub(crate) fn tree(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let mut directories = vec![self.store.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                found.insert(path.strip_prefix(&self.store).unwrap().to_str().unwrap().to_owned());
+                if path.is_dir() {
+                    directories.push(path);
+                }
+            }
+        }
+        for name in ["lost+found", "snapshots", "template", "template/tmpl", "volumes"] {
+            found.remove(name);
+        }
+        found
     }
 
     /// Names in the install directory.

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod crash;
+mod early;
 mod fake_controller;
 mod fake_source;
 mod faults;

@@ -5,6 +5,7 @@
 mod formats;
 mod hostile;
 mod noise;
+mod start;
 mod vectors;
 
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use platform::exec::{Cmd, ExecError};
 use protocol::transfer::ImageFormat;
 use serde_json::Value;
-use ssvm::image::{Judged, Limits, Refusal, judge};
+use ssvm::image::{Judged, Limits, Refusal, judge, judge_start};
 use tempfile::TempDir;
 
 /// Runs a program to its end and gives what it printed.
@@ -79,7 +80,19 @@ impl Workshop {
 }
 
 fn judged(path: &Path, format: ImageFormat) -> Result<Judged, Refusal> {
-    judge(&File::open(path).unwrap(), format, &Limits::default())
+    judge_both_ways(&File::open(path).unwrap(), format)
+}
+
+/// What is refused by its start is refused as a whole: nothing good is refused too early.
+fn judge_both_ways(file: &File, format: ImageFormat) -> Result<Judged, Refusal> {
+    let limits = Limits::default();
+    let judged = judge(file, format, &limits);
+    let whole = file.metadata().unwrap().len();
+    for length in [whole, whole.min(1 << 20), whole.min(2_500_000)] {
+        let start = judge_start(file, length, format, &limits);
+        assert!(judged.is_err() || start.is_ok(), "its first {length} bytes: {start:?}");
+    }
+    judged
 }
 
 fn refused(path: &Path, format: ImageFormat) -> String {

@@ -31,7 +31,12 @@ fn never_panics(bytes: &[u8], spread: Option<(u64, &[u8])>) {
         file.write_all_at(more, at).unwrap();
     }
     for format in ALL {
-        let _ = judge(&file, format, &Limits::default());
+        let limits = Limits::default();
+        let judged = judge(&file, format, &limits);
+        for length in [file.metadata().unwrap().len(), 1 << 20] {
+            let start = judge_start(&file, length, format, &limits);
+            assert!(judged.is_err() || start.is_ok(), "{format:?}: {start:?}");
+        }
     }
 }
 
