@@ -357,6 +357,7 @@ impl Place {
     /// # Errors
     /// The store said no.
     pub fn clean_up(&self, may_be_moved: bool) -> io::Result<()> {
+        path::open_root(&self.root)?; // without the store nothing is known
         let directory = match Directory::open(self, false) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             directory => directory?,

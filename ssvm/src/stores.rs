@@ -239,6 +239,12 @@ impl Stores {
                     .map_err(|error| failed(platform::logging::chain(&error).to_string()))?;
             }
             let version = store.nfs_version.as_deref().or(self.default_version.as_deref());
+            let is_number = |version: &str| version.chars().all(|c| c.is_ascii_digit() || c == '.');
+            if let Some(version) = version.filter(|version| !is_number(version)) {
+                return Err(failed(format!(
+                    "the NFS version {version:?} is none; write it like 4.1"
+                )));
+            }
             let options = self.mount_options.get(&url.host).map(String::as_str);
             let command = url.command(ip, version, options, &at, &credentials, self.mount_timeout);
             let mounted = command.run().await;

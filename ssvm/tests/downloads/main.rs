@@ -8,6 +8,7 @@ mod fake_controller;
 mod fake_source;
 mod faults;
 mod images;
+mod leftovers;
 mod load;
 mod machine;
 mod sequences;
