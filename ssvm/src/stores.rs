@@ -426,4 +426,36 @@ mod tests {
         );
         assert!(started.elapsed() < Duration::from_millis(100));
     }
+
+    #[tokio::test]
+    async fn a_version_that_would_be_more_options_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            mount_root: directory.path().join("mnt"),
+            state_dir: directory.path().to_owned(),
+            ..Settings::default()
+        };
+        let stores = Stores::new(&settings, Some("4.1,suid".into()));
+        let error = stores.open(&store("nfs://192.0.2.5/e")).await.unwrap_err().to_string();
+        assert!(
+            error.ends_with("due to the NFS version \"4.1,suid\" is none; write it like 4.1"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_password_of_a_share_is_shown_nowhere() {
+        let settings = Settings {
+            store_map: [("nfs://a/b".to_owned(), PathBuf::from("/nonexistent"))].into(),
+            ..Settings::default()
+        };
+        let stores = Stores::new(&settings, None);
+        let share = store("cifs://h/share?user=u&password=hush");
+        let error = stores.open(&share).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the setting store_map has no directory for cifs://h/share"
+        );
+        assert!(!format!("{share:?} {error:?} {stores:?}").contains("hush"));
+    }
 }

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod archives;
 mod crash;
 mod early;
 mod fake_controller;
@@ -11,6 +12,8 @@ mod images;
 mod leftovers;
 mod load;
 mod machine;
+mod proxies;
 mod sequences;
 mod stores;
+mod surroundings;
 mod tls;
