@@ -334,13 +334,16 @@ impl Place {
         rules: &Rules,
     ) -> Result<OVFInformationTO, NotInstalled> {
         self.remove_others(directory)?; // what an older image, or a run that was killed, has unpacked is in the way
-        let unpacked = image::ova::unpack(file, &directory.0, &rules.images).map_err(|error| match error {
-            image::ova::NotUnpacked::Refused(refusal) => refused(refusal, order),
-            image::ova::NotUnpacked::Store { .. } => NotInstalled {
-                text: format!("Failed to install: {} ({})", chain(&error), Shown::new(&order.url)),
-                is_content: false,
-            },
-        })?;
+        let unpacked =
+            image::ova::unpack(file, &directory.0, &rules.images, rules.reserve_bytes).map_err(
+                |error| match error {
+                    image::ova::NotUnpacked::Refused(refusal) => refused(refusal, order),
+                    image::ova::NotUnpacked::Store { .. } => NotInstalled {
+                        text: format!("Failed to install: {} ({})", chain(&error), Shown::new(&order.url)),
+                        is_content: false,
+                    },
+                },
+            )?;
         let at = self.root.join(self.directory.as_str()).display().to_string();
         unpacked
             .descriptor
@@ -357,6 +360,7 @@ impl Place {
     /// # Errors
     /// The store said no.
     pub fn clean_up(&self, may_be_moved: bool) -> io::Result<()> {
+        path::open_root(&self.root)?; // without the store nothing is known
         let directory = match Directory::open(self, false) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             directory => directory?,

@@ -310,6 +310,13 @@ impl Client {
                     }
                     url = next;
                 }
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED if let Some(proxy) = get.proxy => {
+                    return Err(connect::proxy_failed(
+                        &url,
+                        proxy,
+                        format!("it answered {}", opened.status),
+                    ));
+                }
                 status => {
                     return Err(SourceError::Status {
                         url: Shown::new(&url),
@@ -505,7 +512,7 @@ fn is_redirect(status: StatusCode) -> bool {
 
 fn hint(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        401 | 407 => "it asks for a user and password",
+        401 => "it asks for a user and password",
         403 => "it does not let us read the file",
         404 | 410 => "there is no such file; check the URL",
         500..=599 => "it is in trouble; try again later",

@@ -239,6 +239,12 @@ impl Stores {
                     .map_err(|error| failed(platform::logging::chain(&error).to_string()))?;
             }
             let version = store.nfs_version.as_deref().or(self.default_version.as_deref());
+            let is_number = |version: &str| version.chars().all(|c| c.is_ascii_digit() || c == '.');
+            if let Some(version) = version.filter(|version| !is_number(version)) {
+                return Err(failed(format!(
+                    "the NFS version {version:?} is none; write it like 4.1"
+                )));
+            }
             let options = self.mount_options.get(&url.host).map(String::as_str);
             let command = url.command(ip, version, options, &at, &credentials, self.mount_timeout);
             let mounted = command.run().await;
@@ -419,5 +425,37 @@ mod tests {
             error
         );
         assert!(started.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn a_version_that_would_be_more_options_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            mount_root: directory.path().join("mnt"),
+            state_dir: directory.path().to_owned(),
+            ..Settings::default()
+        };
+        let stores = Stores::new(&settings, Some("4.1,suid".into()));
+        let error = stores.open(&store("nfs://192.0.2.5/e")).await.unwrap_err().to_string();
+        assert!(
+            error.ends_with("due to the NFS version \"4.1,suid\" is none; write it like 4.1"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_password_of_a_share_is_shown_nowhere() {
+        let settings = Settings {
+            store_map: [("nfs://a/b".to_owned(), PathBuf::from("/nonexistent"))].into(),
+            ..Settings::default()
+        };
+        let stores = Stores::new(&settings, None);
+        let share = store("cifs://h/share?user=u&password=hush");
+        let error = stores.open(&share).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the setting store_map has no directory for cifs://h/share"
+        );
+        assert!(!format!("{share:?} {error:?} {stores:?}").contains("hush"));
     }
 }

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 19] = [
+pub(crate) const ALL: [Tool; 20] = [
     CC,
     LIBC,
     Tool {
@@ -140,6 +140,11 @@ pub(crate) const ALL: [Tool; 19] = [
         sign: Program("zip"),
         source: Debian("zip"),
         why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("tinyproxy"),
+        source: Debian("tinyproxy"),
+        why: "is the proxy that ssvm downloads through, in tests",
     },
     Tool {
         sign: Program("bindfs"),
@@ -328,7 +333,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip bindfs e2fsprogs",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -67,19 +67,21 @@ pub enum NotUnpacked {
     },
 }
 
-/// Unpacks the members of the OVA `file` into the open `directory`, with modes 0666. Nothing that is there is replaced;
-/// after a failure what was unpacked is removed again. Digests of a `.mf` member are checked on the way.
-pub fn unpack(file: &File, directory: &File, limits: &Limits) -> Result<Unpacked, NotUnpacked> {
+/// Unpacks the members of the OVA `file` into the open `directory`, with modes 0666, as long as `keep_free` bytes stay
+/// free there. Nothing that is there is replaced; after a failure what was unpacked is removed again. Digests of a `.mf`
+/// member are checked on the way.
+pub fn unpack(file: &File, directory: &File, limits: &Limits, keep_free: u64) -> Result<Unpacked, NotUnpacked> {
     let window = Window::of_file(file).map_err(Refusal::Io)?;
     let contents = Contents::read(&window)?;
     contents.judge(&window, limits)?;
     let descriptor = contents.descriptor(&window)?;
     let manifest = contents.manifest(&window)?;
     let mut done = Vec::new();
-    let result = contents
-        .0
-        .iter()
-        .try_for_each(|member| member.unpack(&window, directory, manifest.get(&member.name), &mut done));
+    let result = contents.0.iter().try_for_each(|member| {
+        let file = member.create(directory)?;
+        done.push(member.name.clone());
+        member.unpack(&window, file, manifest.get(&member.name), keep_free)
+    });
     if let Err(error) = result {
         for name in done {
             let _ = nix::unistd::unlinkat(directory, name.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
@@ -95,23 +97,31 @@ pub fn unpack(file: &File, directory: &File, limits: &Limits) -> Result<Unpacked
 }
 
 impl Member {
+    fn failed(&self, source: StreamError) -> NotUnpacked {
+        NotUnpacked::Store {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
+    fn create(&self, directory: &File) -> Result<File, NotUnpacked> {
+        let name = StorePath::parse_name(&self.name);
+        let file = name
+            .map_err(Into::into)
+            .and_then(|name| path::create_file(directory, &name, 0o600));
+        file.map_err(|error| self.failed(StreamError::store(error)))
+    }
+
     fn unpack(
         &self,
         archive: &Window<'_>,
-        directory: &File,
+        file: File,
         digest: Option<&Checksum>,
-        done: &mut Vec<String>,
+        keep_free: u64,
     ) -> Result<(), NotUnpacked> {
-        let failed = |source| NotUnpacked::Store {
-            name: self.name.clone(),
-            source,
-        };
-        let store = |error| failed(StreamError::store(error));
-        let name = StorePath::parse_name(&self.name).map_err(|bad| store(bad.into()))?;
-        let file = path::create_file(directory, &name, 0o600).map_err(store)?;
-        done.push(self.name.clone());
+        let store = |error| self.failed(StreamError::store(error));
         file.set_permissions(Permissions::from_mode(FOR_ALL)).map_err(store)?;
-        let mut output = SparseFile::resume(file, 0).map_err(store)?;
+        let mut output = SparseFile::resume(file, 0).map_err(store)?.keeping_free(keep_free);
         let mut found = digest.map(|digest| Digest::new(digest.algorithm()));
         let window = self.window(archive);
         let mut at = 0;
@@ -124,9 +134,9 @@ impl Member {
             if let Some(found) = &mut found {
                 found.update(&block);
             }
-            output.write(&block).map_err(failed)?;
+            output.write(&block).map_err(|error| self.failed(error))?;
         }
-        output.finish().map_err(failed)?;
+        output.finish().map_err(|error| self.failed(error))?;
         match (found.map(Digest::finish), digest) {
             (Some(found), Some(wanted)) if found != *wanted => Err(Refusal::Other(format!(
                 "its member {:?} has the digest {found}, and its manifest says {wanted}; it was damaged",

@@ -201,7 +201,7 @@ impl Client {
     }
 }
 
-fn proxy_failed(url: &Url, proxy: &Proxy, why: String) -> SourceError {
+pub(super) fn proxy_failed(url: &Url, proxy: &Proxy, why: String) -> SourceError {
     SourceError::Proxy {
         url: Shown::new(url),
         proxy: format!("{}:{}", proxy.host, proxy.port),

@@ -101,3 +101,28 @@ async fn killed_at_any_time_a_download_ends_right_and_leaves_nothing_else() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_waits_for_a_place_is_not_forgotten() {
+    let source = Source::start().await;
+    source.put(
+        "/slow.raw",
+        File {
+            rate: Some(1 << 20),
+            ..File::new(noise(64 << 20))
+        },
+    );
+    source.put("/a.raw", File::new(noise(1 << 20)));
+    let mut machine = Machine::start_with("active_jobs = 1").await;
+    let slow = template(&source.url("/slow.raw"), ImageFormat::Raw);
+    machine.controller.download(slow.clone()).await;
+    let mut next = template(&source.url("/a.raw"), ImageFormat::Raw);
+    next.install_path = Some("template/tmpl/2/208".into());
+    let waiting = machine.controller.download(next.clone()).await;
+    machine.kill().await;
+    source.put("/slow.raw", File::new(noise(64 << 20)));
+    machine.run().await;
+    let answer = machine.ended(&next, waiting).await;
+    assert_eq!(answer.download_status, Some(DownloadStatus::Downloaded), "{answer:?}");
+    assert!(machine.image(&answer) == noise(1 << 20));
+}

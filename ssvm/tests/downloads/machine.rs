@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) directory: TempDir,
     running: Option<Running>,
     starts: u32,
+    /// What the program is started by, and its own path.
+    command: Vec<String>,
 }
 
 impl Machine {
@@ -40,6 +42,11 @@ impl Machine {
     }
 
     pub(crate) async fn start_in(directory: TempDir, store: PathBuf, settings: &str) -> Self {
+        Self::start_as(directory, store, settings, vec![env!("CARGO_BIN_EXE_ssvm").to_owned()]).await
+    }
+
+    /// By another command, whose last word is the program.
+    pub(crate) async fn start_as(directory: TempDir, store: PathBuf, settings: &str, command: Vec<String>) -> Self {
         let controller = Controller::start().await;
         let mut text = format!(
             "state_dir = {:?}\nreserve_bytes = 0\n{settings}\n",
@@ -51,14 +58,15 @@ impl Machine {
              eth2mask=255.0.0.0",
             controller.port
         );
-        let _ = files::replace(directory.path().join("ssvm.toml"), text, 0o600).unwrap();
-        let _ = files::replace(directory.path().join("cmdline"), line, 0o600).unwrap();
+        let _ = files::replace(directory.path().join("ssvm.toml"), text, 0o644).unwrap();
+        let _ = files::replace(directory.path().join("cmdline"), line, 0o644).unwrap();
         let mut machine = Self {
             controller,
             store,
             directory,
             running: None,
             starts: 0,
+            command,
         };
         machine.run().await;
         machine.controller.set_up(STORE, &["127.0.0.1/32"]).await;
@@ -68,7 +76,8 @@ impl Machine {
     /// Starts the program and waits until it has connected.
     pub(crate) async fn run(&mut self) {
         let path = |name: &str| self.directory.path().join(name);
-        let running = Cmd::new(env!("CARGO_BIN_EXE_ssvm"))
+        let running = Cmd::new(&self.command[0])
+            .args(&self.command[1..])
             .arg("--boot-args")
             .arg(path("cmdline"))
             .arg("--settings")

@@ -2,14 +2,18 @@
 
 #![cfg(test)]
 
+mod archives;
 mod crash;
 mod early;
 mod fake_controller;
 mod fake_source;
 mod faults;
 mod images;
+mod leftovers;
 mod load;
 mod machine;
+mod proxies;
 mod sequences;
 mod stores;
+mod surroundings;
 mod tls;

@@ -16,7 +16,7 @@ use crate::images::noise;
 use crate::machine::{Machine, STORE, template};
 
 /// Unmounted at the end, whatever happens.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
@@ -74,12 +74,12 @@ async fn a_full_store_is_told_before_or_in_the_middle_and_left_clean() {
 }
 
 /// A file system in a file, which `fsfreeze` stops: every write waits, in a way that no signal ends.
-struct Freezable {
-    mounted: Mounted,
+pub(crate) struct Freezable {
+    pub(crate) mounted: Mounted,
 }
 
 impl Freezable {
-    async fn new(directory: &Path) -> Self {
+    pub(crate) async fn new(directory: &Path) -> Self {
         let (image, at) = (directory.join("image"), directory.join("store"));
         std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
         std::fs::create_dir(&at).unwrap();
@@ -99,7 +99,7 @@ impl Freezable {
         Self { mounted: Mounted(at) }
     }
 
-    async fn freeze(&self, option: &str) {
+    pub(crate) async fn freeze(&self, option: &str) {
         Cmd::new("fsfreeze")
             .arg(option)
             .arg(&self.mounted.0)

@@ -12,19 +12,19 @@ use crate::fake_source::{File, Source};
 use crate::images::noise;
 use crate::machine::{Machine, template};
 
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+pub(crate) struct Authority {
+    pub(crate) issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { issuer }
     }
 
-    fn server(&self, name: &str, until: i32) -> Arc<ServerConfig> {
+    pub(crate) fn server(&self, name: &str, until: i32) -> Arc<ServerConfig> {
         let key_pair = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_after = date_time_ymd(until, 1, 1);

@@ -72,7 +72,7 @@ fn an_ova_counts_as_its_disks_and_unpacks() {
 
         let target = tempfile::tempdir().unwrap();
         let root = open_root(target.path()).unwrap();
-        let unpacked = ova::unpack(&archive, &root, &Limits::default()).unwrap();
+        let unpacked = ova::unpack(&archive, &root, &Limits::default(), 0).unwrap();
         for name in ALL {
             let (found, wanted) = (target.path().join(name), directory.path().join(name));
             assert!(fs::read(&found).unwrap() == fs::read(wanted).unwrap(), "{name}");
@@ -80,7 +80,7 @@ fn an_ova_counts_as_its_disks_and_unpacks() {
         }
         assert_eq!(unpacked.files.len(), 4);
         // Again: what is there is neither replaced nor removed.
-        ova::unpack(&archive, &root, &Limits::default()).unwrap_err();
+        ova::unpack(&archive, &root, &Limits::default(), 0).unwrap_err();
         assert_eq!(fs::read_dir(target.path()).unwrap().count(), 4);
     }
 }
@@ -90,7 +90,7 @@ fn the_server_is_told_what_the_vectors_say() {
     let directory = members();
     let archive = pack(&directory, &[], &ALL);
     let target = tempfile::tempdir().unwrap();
-    let unpacked = ova::unpack(&archive, &open_root(target.path()).unwrap(), &Limits::default()).unwrap();
+    let unpacked = ova::unpack(&archive, &open_root(target.path()).unwrap(), &Limits::default(), 0).unwrap();
     let expected: Value = serde_json::from_reader(File::open(vectors("ovf/expected.json")).unwrap()).unwrap();
     // Lengths as in the vector, which has no real files.
     let mut sizes = BTreeMap::from([
@@ -201,6 +201,7 @@ fn a_manifest_is_believed_only_when_it_is_true() {
         &pack(&directory, &[], &names),
         &open_root(target.path()).unwrap(),
         &Limits::default(),
+        0,
     )
     .unwrap();
 
@@ -213,6 +214,7 @@ fn a_manifest_is_believed_only_when_it_is_true() {
         &pack(&directory, &[], &names),
         &open_root(target.path()).unwrap(),
         &Limits::default(),
+        0,
     );
     let error = format!("{:?}", error.unwrap_err());
     assert!(
