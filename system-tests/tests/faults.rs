@@ -226,9 +226,10 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
     let data_file = format!("data_file={}", made.path().join("data.raw").display());
     let external = qcow2(made.path(), "external.qcow2", &["-o", &data_file]).await;
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    let zeros = vec![1; 1 << 20];
+    let ones = vec![1; 1 << 20];
+    bomb.write_all(&good).unwrap(); // it begins as it should
     for _ in 0..1024 {
-        bomb.write_all(&zeros).unwrap();
+        bomb.write_all(&ones).unwrap();
     }
     let bomb = bomb.finish().unwrap();
     let html = "<!DOCTYPE html><html><body>Please log in</body></html>".repeat(50);
