@@ -210,6 +210,17 @@ async fn qcow2(directory: &Path, name: &str, options: &[&str]) -> Bytes {
     fs::read(path).unwrap().into()
 }
 
+/// Begins as it should, then unpacks to a GiB of ones.
+fn bomb(start: &[u8]) -> Vec<u8> {
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(start).unwrap();
+    let ones = vec![1; 1 << 20];
+    for _ in 0..1024 {
+        bomb.write_all(&ones).unwrap();
+    }
+    bomb.finish().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
     let zone = Zone::start().await;
@@ -225,13 +236,7 @@ async fn whatever_cannot_become_a_template_says_why_and_leaves_nothing() {
     .await;
     let data_file = format!("data_file={}", made.path().join("data.raw").display());
     let external = qcow2(made.path(), "external.qcow2", &["-o", &data_file]).await;
-    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    let ones = vec![1; 1 << 20];
-    bomb.write_all(&good).unwrap(); // it begins as it should
-    for _ in 0..1024 {
-        bomb.write_all(&ones).unwrap();
-    }
-    let bomb = bomb.finish().unwrap();
+    let bomb = bomb(&good);
     let html = "<!DOCTYPE html><html><body>Please log in</body></html>".repeat(50);
     let wrong = format!("{{SHA-256}}{}", "0".repeat(64));
 
