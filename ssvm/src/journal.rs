@@ -156,20 +156,20 @@ impl Journal {
     ///
     /// # Errors
     /// The directory cannot be made or read.
-    pub fn open(directory: PathBuf) -> Result<(Self, Vec<Entry>), FileError> {
+    pub fn open(directory: &Path) -> Result<(Self, Vec<Entry>), FileError> {
         let failed = |operation| {
-            let path = directory.clone();
+            let path = directory.to_owned();
             move |source| FileError::Io {
                 operation,
                 path,
                 source,
             }
         };
-        std::fs::create_dir_all(&directory).map_err(failed("make the directory"))?;
-        let entries = load(&directory).map_err(failed("read the directory"))?;
+        std::fs::create_dir_all(directory).map_err(failed("make the directory"))?;
+        let entries = load(directory).map_err(failed("read the directory"))?;
         let (changes, asked) = channel::<(Change, oneshot::Sender<()>)>();
         let writer = thread::Builder::new().name("journal".to_owned());
-        let writing = directory.clone();
+        let writing = directory.to_owned();
         let writer = writer.spawn(move || {
             for (change, done) in asked {
                 match change {
@@ -311,24 +311,24 @@ mod tests {
     async fn an_entry_comes_back_as_it_was_and_only_we_can_read_it() {
         let directory = tempfile::tempdir().unwrap();
         let jobs = directory.path().join("jobs");
-        let (journal, before) = Journal::open(jobs.clone()).unwrap();
+        let (journal, before) = Journal::open(&jobs).unwrap();
         assert_eq!(before, []);
         journal.write(&entry("a")).await;
         let file = jobs.join("a.json");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        let mut found = Journal::open(jobs.clone()).unwrap().1;
+        let mut found = Journal::open(&jobs).unwrap().1;
         assert!(found[0].changed > 1_700_000_000);
         found[0].changed = 0;
         assert_eq!(found, [entry("a")]);
         journal.remove("a").await;
         journal.remove("a").await;
-        assert_eq!(Journal::open(jobs).unwrap().1, []);
+        assert_eq!(Journal::open(&jobs).unwrap().1, []);
     }
 
     #[tokio::test]
     async fn changes_happen_in_order_although_nobody_waits() {
         let directory = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(directory.path().to_owned()).unwrap();
+        let (journal, _) = Journal::open(directory.path()).unwrap();
         for _ in 0..50 {
             let written = entry("a");
             let _ = tokio::time::timeout(Duration::ZERO, journal.write(&written)).await;

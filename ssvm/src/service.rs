@@ -174,7 +174,7 @@ impl Storage {
         let tls = tls_config(&settings.ca_file, &settings.extra_ca_files)?;
         let stores = Arc::new(Stores::new(settings, boot.nfs_version.clone()));
         let metrics = Arc::new(Metrics::default());
-        let (journal, entries) = Journal::open(settings.state_dir.join("jobs"))?;
+        let (journal, entries) = Journal::open(&settings.state_dir.join("jobs"))?;
         let engine = Arc::new(Engine {
             client: Client::new(limits, tls, reach.subscribe()),
             stores: Arc::clone(&stores),

@@ -58,12 +58,14 @@ impl SparseFile {
 
     /// Has `look` see the file once, when its first MiB is there; never if it ends before that. An error of `look` ends
     /// the writing.
+    #[must_use]
     pub fn looked_at(mut self, look: impl FnOnce(&File, u64) -> Result<(), StreamError> + Send + 'static) -> Self {
         self.look = Some(Box::new(look));
         self
     }
 
-    /// Calls the store full when less than so many bytes are free on it, whoever takes them. Seen at each [`MAX_DIRTY`].
+    /// Calls the store full when less than so many bytes are free on it, whoever takes them; looked at after each 32 MiB.
+    #[must_use]
     pub fn keeping_free(mut self, bytes: u64) -> Self {
         self.keep_free = bytes;
         self
@@ -250,7 +252,7 @@ mod tests {
             Ok(())
         });
         for _ in 0..40 {
-            looked_at.write(&[0; 100_000]).unwrap();
+            looked_at.write(&vec![0; 100_000]).unwrap();
         }
         assert_eq!(
             seen.iter().collect::<Vec<_>>(),
