@@ -97,14 +97,14 @@ impl Engine {
             Start::New => Entry::new(&job.id, &job.order.command),
         };
         let engine = Arc::clone(self);
-        let span = info_span!("download", job = job.id, path = %job.order.install_path);
+        let span = info_span!("download", job = job.id, directory = %job.order.install_path);
         tokio::spawn(async move { engine.run(&job, entry, stop).await }.instrument(span));
     }
 
     /// Removes what a job of an earlier life has left in the store, and forgets it if nobody will ask for it.
     pub fn spawn_clean_up(self: &Arc<Self>, order: Order, entry: Entry) {
         let engine = Arc::clone(self);
-        let span = info_span!("clean-up", job = entry.job, path = %order.install_path);
+        let span = info_span!("clean-up", job = entry.job, directory = %order.install_path);
         tokio::spawn(async move { engine.finish(&order, entry, &Threads::default(), None).await }.instrument(span));
     }
 
@@ -189,7 +189,12 @@ impl Engine {
             prepared = prepare(None).await?;
         }
         let checksum = match (prepared.file, entry.verified.clone()) {
-            (_, Some(checksum)) => checksum, // all bytes were here and right before a restart
+            (_, Some(checksum)) => {
+                // All bytes were here and right before a restart.
+                let total = entry.transfer.total;
+                job.set_progress(total.unwrap_or(0), total);
+                checksum
+            }
             (Some(file), None) => {
                 let file = Arc::new(file);
                 let written = transfer::run(self, job, entry, &store, &file, threads).await?;

@@ -251,7 +251,7 @@ impl Place {
             Ok(_) if order.format == ImageFormat::Ova => {} // it has removed the older one, to make room for its members
             Ok(_) => {
                 if let Err(error) = self.remove_others(&directory) {
-                    warn!(directory = %self.directory, %error, "Cannot remove what is left of an older image");
+                    warn!(%error, "Cannot remove what is left of an older image");
                 }
             }
             Err(_) if is_moved => {

@@ -75,14 +75,14 @@ impl Jobs {
                 return refused(command, DownloadStatus::NotDownloaded, text, None);
             }
         };
-        if let Some(job) = self.job_for(order).await {
-            job.ended_within(ANSWER_WAIT).await;
-            return answer(&job, false);
-        }
-        let text = format!(
-            "too many downloads: {MAX_JOBS} are waiting or running on this secondary storage VM; try again later"
-        );
-        refused(command, DownloadStatus::DownloadError, text, None)
+        let Some(job) = self.job_for(order).await else {
+            let text = format!(
+                "too many downloads: {MAX_JOBS} are waiting or running on this secondary storage VM; try again later"
+            );
+            return refused(command, DownloadStatus::DownloadError, text, None);
+        };
+        job.ended_within(ANSWER_WAIT).await;
+        answer(&job, false)
     }
 
     /// DownloadProgressCommand. Nothing here waits for a store.

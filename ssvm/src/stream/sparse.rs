@@ -64,7 +64,7 @@ impl SparseFile {
         self
     }
 
-    /// Calls the store full when less than so many bytes are free on it, whoever takes them. Seen at each [`MAX_DIRTY`].
+    /// Calls the store full when less than so many bytes are free on it, whoever takes them; looked at after each 32 MiB.
     #[must_use]
     pub fn keeping_free(mut self, bytes: u64) -> Self {
         self.keep_free = bytes;

@@ -14,7 +14,13 @@ fn another_format_is_seen_by_its_start() {
     let page = shop.at("page");
     let text = "<!DOCTYPE html>\n<html>".to_owned() + &"<p>Sign in</p>\n".repeat(100_000);
     platform::files::replace(&page, text, 0o600).map(drop).unwrap();
-    let qcow2 = shop.create("qcow2", "preallocation=metadata,cluster_size=512", "100M");
+    let qcow2 = shop.convert("qcow2", "");
+    File::options()
+        .write(true)
+        .open(&qcow2)
+        .unwrap()
+        .set_len(2 << 20)
+        .unwrap();
     for format in [Qcow2, Vhd, Vhdx, Vmdk, Iso, Ova, Raw] {
         let told = start_refused(&page, format).unwrap();
         assert!(told.starts_with("found a web page (HTML or XML)"), "{format:?}: {told}");
