@@ -336,19 +336,37 @@ fn walk(directory: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A store of its own size, in memory.
+struct SmallStore(tempfile::TempDir);
+
+impl SmallStore {
+    fn mount(size: &str) -> Self {
+        let store = Self(tempfile::tempdir().unwrap());
+        let options = format!("size={size}");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(
+            Some("tmpfs"),
+            store.0.path(),
+            Some("tmpfs"),
+            flags,
+            Some(options.as_str()),
+        )
+        .expect("a tmpfs can be mounted");
+        store
+    }
+}
+
+impl Drop for SmallStore {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_says_so_and_a_smaller_template_still_fits() {
-    let store = tempfile::tempdir().unwrap();
-    let options = Some("size=64m");
-    nix::mount::mount(
-        Some("tmpfs"),
-        store.path(),
-        Some("tmpfs"),
-        nix::mount::MsFlags::empty(),
-        options,
-    )
-    .expect("a small tmpfs can be mounted");
-    let zone = Zone::start_with_store(Some(store.path())).await;
+    // An SSVM keeps 1 GiB of each store free (`reserve_bytes`), so there is room for 176 MiB.
+    let store = SmallStore::mount("1200m");
+    let zone = Zone::start_with_store(Some(store.0.path())).await;
     zone.system_vms_up().await;
     let source = Source::start().await;
     let url = source.put("huge.raw", Content::Noise { size: 512 * MIB });
@@ -359,8 +377,11 @@ async fn a_full_store_says_so_and_a_smaller_template_still_fits() {
         status.contains(&url) && status.to_lowercase().contains("space"),
         "{status}"
     );
-    drop(zone);
-    nix::mount::umount2(store.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let small = Content::Noise { size: 32 * MIB };
+    let url = source.put("small.raw", small.clone());
+    let template = zone.register("small", "RAW", &url, &[]).await;
+    let ready = zone.template_ready(&template, DOWNLOAD_LIMIT).await;
+    assert_eq!(sha512(&zone.stored(&ready)), small.checksum());
 }
 
 #[tokio::test(flavor = "multi_thread")]
