@@ -1,0 +1,3 @@
+//! `image-builder`: makes, checks and explains the system VM image.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The first program of an image.
+
+fn main() {}
