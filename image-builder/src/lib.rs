@@ -10,6 +10,7 @@
 //! | [`lock`] | exactly which packages |
 //! | [`mirror`] | from where |
 //! | [`progress`] | how far a long step is |
+//! | [`recipe`] | what a person decides about the image |
 //! | [`tools`] | the programs that make an image, from packages, too |
 //! | [`tree`] | a root file system in memory |
 
@@ -21,5 +22,6 @@ pub mod formats;
 pub mod lock;
 pub mod mirror;
 pub mod progress;
+pub mod recipe;
 pub mod tools;
 pub mod tree;
