@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 20] = [
+pub(crate) const ALL: [Tool; 21] = [
     CC,
     LIBC,
     Tool {
@@ -155,6 +155,11 @@ pub(crate) const ALL: [Tool; 20] = [
         sign: File("/usr/sbin/mkfs.ext4"),
         source: Debian("e2fsprogs"),
         why: "makes the file system that hangs, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/nft"),
+        source: Debian("nftables"),
+        why: "loads the image's firewall, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -333,7 +338,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -1,0 +1,155 @@
+//! The programs in the image, compiled so that their bytes depend on sources and compiler, and on nothing of this machine.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use platform::exec::Cmd;
+use platform::files;
+
+use super::holds;
+use crate::must_succeed;
+
+/// Started by systemd in the guest.
+const DAEMONS: [&str; 3] = ["agent", "console-proxy", "ssvm"];
+/// The initrd's `init`: nothing is there to link with, so it is static.
+const INIT: &str = "stage1";
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Of Cargo.toml: as a release, without symbols.
+const PROFILE: &str = "image";
+/// Other flags than everybody else's would make cargo compile everything anew each time.
+const TARGET_DIRECTORY: &str = "target/programs";
+
+/// Between flags in `CARGO_ENCODED_RUSTFLAGS`; paths may have blanks.
+const SEPARATOR: &str = "\x1f";
+
+/// Compiles them and puts them into `directory`; cargo knows when there is nothing to do.
+pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
+    let here = Places::find().await?;
+    let compile = |verb: &str| {
+        Cmd::new("cargo")
+            .args([verb, "--profile", PROFILE, "--target", TARGET, "--target-dir", TARGET_DIRECTORY])
+            .env("CARGO_ENCODED_RUSTFLAGS", here.rust_flags())
+            .env("CFLAGS", here.c_flags())
+    };
+    let packages = DAEMONS.iter().flat_map(|name| ["--package", name]);
+    must_succeed(&compile("build").args(packages)).await?;
+    // Only linking is another: all that it shares with the others is compiled once.
+    let init = compile("rustc").args(["--package", INIT, "--bin", INIT]);
+    must_succeed(&init.args(["--", "-C", "target-feature=+crt-static"])).await?;
+
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    for name in DAEMONS.into_iter().chain([INIT]) {
+        let built = Path::new(TARGET_DIRECTORY).join(TARGET).join(PROFILE).join(name);
+        let contents = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        here.must_not_be_in(&contents, name)?;
+        let target = directory.join(name);
+        if !holds(&target, &contents)? {
+            let _ = files::replace(&target, &contents, 0o755)?;
+        }
+    }
+    Ok(directory.to_owned())
+}
+
+/// Directories of this machine that a compiler would write into what it makes, and what is written instead.
+struct Places {
+    workspace: String,
+    cargo_home: String,
+    /// Where the standard library's sources are, if they are installed, and what rustc says otherwise.
+    library: String,
+    library_name: String,
+}
+
+impl Places {
+    async fn find() -> anyhow::Result<Self> {
+        let text = |path: PathBuf| path.into_os_string().into_string().ok().context("a path that is not UTF-8");
+        let workspace = text(env::current_dir().context("asking where we are")?)?;
+        let cargo_home = match env::var_os("CARGO_HOME") {
+            Some(set) if !set.is_empty() => set.into(),
+            _ => env::home_dir().context("HOME is not set")?.join(".cargo"),
+        };
+        let rustc = async |arg: &str| Ok::<_, anyhow::Error>(Cmd::new("rustc").args(arg.split(' ')).run().await?.text());
+        let commit = rustc("-vV").await?;
+        let commit = commit.lines().find_map(|line| line.strip_prefix("commit-hash: "));
+        Ok(Self {
+            workspace,
+            cargo_home: text(cargo_home)?,
+            library: format!("{}/lib/rustlib/src/rust", rustc("--print sysroot").await?.trim()),
+            library_name: format!("/rustc/{}", commit.unwrap_or("unknown")),
+        })
+    }
+
+    /// From, to.
+    fn renamed(&self) -> [(&str, &str); 3] {
+        [
+            (&self.workspace, "/sysvm"),
+            (&self.cargo_home, "/cargo"),
+            (&self.library, &self.library_name),
+        ]
+    }
+
+    fn rust_flags(&self) -> String {
+        let flag = |(from, to)| format!("--remap-path-prefix={from}={to}");
+        self.renamed().map(flag).join(SEPARATOR)
+    }
+
+    /// For the C in some crates.
+    fn c_flags(&self) -> String {
+        let flag = |(from, to)| format!("-ffile-prefix-map={from}={to}");
+        self.renamed().map(flag).join(" ")
+    }
+
+    fn must_not_be_in(&self, program: &[u8], name: &str) -> anyhow::Result<()> {
+        for (place, _) in self.renamed() {
+            let is_there = program.windows(place.len()).any(|bytes| bytes == place.as_bytes());
+            ensure!(
+                !is_there,
+                "the program {name} has the directory {place} in it: built elsewhere it would be another"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        Places {
+            workspace: "/home/me/sysvm".to_owned(),
+            cargo_home: "/home/me/.cargo".to_owned(),
+            library: "/rust/lib/rustlib/src/rust".to_owned(),
+            library_name: "/rustc/0123".to_owned(),
+        }
+    }
+
+    #[test]
+    fn compilers_are_told_to_write_no_directory_of_this_machine() {
+        assert_eq!(
+            places().rust_flags(),
+            "--remap-path-prefix=/home/me/sysvm=/sysvm\x1f--remap-path-prefix=/home/me/.cargo=/cargo\
+             \x1f--remap-path-prefix=/rust/lib/rustlib/src/rust=/rustc/0123"
+        );
+        assert_eq!(
+            places().c_flags(),
+            "-ffile-prefix-map=/home/me/sysvm=/sysvm -ffile-prefix-map=/home/me/.cargo=/cargo \
+             -ffile-prefix-map=/rust/lib/rustlib/src/rust=/rustc/0123"
+        );
+    }
+
+    #[test]
+    fn a_program_that_names_a_directory_of_this_machine_is_refused() {
+        places().must_not_be_in(b"/sysvm/agent/src/main.rs", "agent").unwrap();
+        let error = places()
+            .must_not_be_in(b"..\0/home/me/.cargo/registry\0", "agent")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "the program agent has the directory /home/me/.cargo in it: built elsewhere it would be another"
+        );
+    }
+}
