@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`formats`] | raw, qcow2, vhd, vmdk and ova, written and read |
 //! | [`lock`] | exactly which packages |
+//! | [`recipe`] | what a person decides about the image |
 //! | [`tree`] | a root file system in memory |
 
 pub mod formats;
 pub mod lock;
+pub mod recipe;
 pub mod tree;
