@@ -33,6 +33,12 @@ pub struct Recipe {
     pub disk: Disk,
     /// Which kernel modules.
     pub modules: Modules,
+    /// Which units are started.
+    pub units: Units,
+    /// Symbolic links to make: path in the image and target.
+    pub links: BTreeMap<String, String>,
+    /// Directories that no package has: path in the image and mode.
+    pub directories: BTreeMap<String, u32>,
     /// Files of the overlay by their path in the image. Not in `recipe.toml`.
     #[serde(skip)]
     pub overlay: BTreeMap<String, Bytes>,
@@ -81,6 +87,16 @@ pub struct Modules {
     pub root: Vec<String>,
     /// Everything in these folders, such as `kernel/net/sched`.
     pub folders: Vec<String>,
+}
+
+/// What systemd starts. Presets do not count: what is not named here is not started by itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Units {
+    /// At boot, as their `[Install]` sections say.
+    pub enable: Vec<String>,
+    /// Never, whoever asks.
+    pub mask: Vec<String>,
 }
 
 /// Why there is no recipe.

@@ -29,7 +29,9 @@ async fn nft(commands: &[&str]) -> String {
 /// What the unit gives to nft, as lines of a rules file.
 fn nft_commands<'a>(unit: &'a str, when: &str) -> Vec<&'a str> {
     let lines = unit.lines().filter_map(|line| line.strip_prefix(when));
-    lines.filter_map(|line| line.trim_start_matches(['+', '-']).strip_prefix("/usr/sbin/nft ")).collect()
+    lines
+        .filter_map(|line| line.trim_start_matches(['+', '-']).strip_prefix("/usr/sbin/nft "))
+        .collect()
 }
 
 #[tokio::test]
@@ -61,13 +63,23 @@ async fn the_base_firewall_loads_and_drops_what_it_does_not_name() {
 #[tokio::test]
 async fn the_console_proxys_unit_opens_its_ports_and_closes_them_again() {
     let unit = read(&format!("{UNITS}/cs-console-proxy.service"));
-    let (open, close) = (nft_commands(&unit, "ExecStartPre="), nft_commands(&unit, "ExecStopPost="));
+    let (open, close) = (
+        nft_commands(&unit, "ExecStartPre="),
+        nft_commands(&unit, "ExecStopPost="),
+    );
     assert_eq!((open.len(), close.len()), (1, 1));
     let (open, close) = (open[0], close[0]);
     let list = "list set inet sysvm services";
 
     let opened = nft(&[open, open, list]).await;
-    for element in ["\"eth2\" . 443", "\"eth2\" . 8443", "\"eth2\" . 80", "\"eth2\" . 8080", "\"eth0\" . 8001", "\"eth1\" . 8001"] {
+    for element in [
+        "\"eth2\" . 443",
+        "\"eth2\" . 8443",
+        "\"eth2\" . 80",
+        "\"eth2\" . 8080",
+        "\"eth0\" . 8001",
+        "\"eth1\" . 8001",
+    ] {
         assert!(opened.contains(element), "{element} is missing: {opened}");
     }
     let closed = nft(&[open, close, list]).await;
@@ -78,8 +90,12 @@ async fn the_console_proxys_unit_opens_its_ports_and_closes_them_again() {
 #[tokio::test]
 async fn units_of_ours_are_sandboxed() {
     let limits = [("cs-console-proxy", 20), ("cs-host-key@", 15), ("cs-ssvm", 33)];
-    let found = fs::read_dir(overlay(UNITS)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut services: Vec<_> = found.filter_map(|name| Some(name.strip_suffix(".service")?.to_owned())).collect();
+    let found = fs::read_dir(overlay(UNITS))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut services: Vec<_> = found
+        .filter_map(|name| Some(name.strip_suffix(".service")?.to_owned()))
+        .collect();
     services.sort();
     assert_eq!(services, limits.map(|(name, _)| name));
     for (name, limit) in limits {
@@ -98,11 +114,25 @@ async fn units_of_ours_are_sandboxed() {
 #[test]
 fn ssh_keeps_the_algorithms_that_cloudstacks_client_knows() {
     let config = read("etc/ssh/sshd_config.d/10-sysvm.conf");
-    let words: Vec<_> = config.lines().filter_map(|line| line.split_ascii_whitespace().next()).collect();
-    for chosen in ["Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
+    let words: Vec<_> = config
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().next())
+        .collect();
+    for chosen in [
+        "Ciphers",
+        "MACs",
+        "KexAlgorithms",
+        "HostKeyAlgorithms",
+        "PubkeyAcceptedAlgorithms",
+    ] {
         assert!(!words.contains(&chosen), "{chosen} is set");
     }
-    for needed in ["Port 3922", "PasswordAuthentication no", "AuthenticationMethods publickey", "PerSourcePenalties no"] {
+    for needed in [
+        "Port 3922",
+        "PasswordAuthentication no",
+        "AuthenticationMethods publickey",
+        "PerSourcePenalties no",
+    ] {
         assert!(config.lines().any(|line| line == needed), "{needed} is missing");
     }
 }

@@ -116,9 +116,8 @@ async fn builder() -> anyhow::Result<PathBuf> {
 /// What the image has besides packages, recipe and programs, laid out as in the image: noVNC, as far as the console page
 /// uses it, with its licences.
 fn extra(novnc: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
-    let wanted = |name: &str| {
-        matches!(name, "core" | "vendor") || name.starts_with("LICENSE") || name.starts_with("AUTHORS")
-    };
+    let wanted =
+        |name: &str| matches!(name, "core" | "vendor") || name.starts_with("LICENSE") || name.starts_with("AUTHORS");
     assets::replace_directory(directory, |fresh| {
         let target = fresh.join("usr/share/novnc");
         fs::create_dir_all(&target)?;
@@ -177,7 +176,11 @@ async fn usable_lock(builder: &Path, wanted: &Image, parts: &Path) -> anyhow::Re
         own.display()
     );
     fs::copy(committed, &own).with_context(|| format!("writing {}", own.display()))?;
-    let resolve = Cmd::new(builder).arg("lock").arg("--lock").arg(&own).args(wanted.passed_on());
+    let resolve = Cmd::new(builder)
+        .arg("lock")
+        .arg("--lock")
+        .arg(&own)
+        .args(wanted.passed_on());
     must_succeed(&resolve).await?;
     let second = fetch(&own);
     eprintln!("$ {second}");

@@ -28,7 +28,9 @@ impl Inputs {
     pub(super) fn of(paths: &[&Path], formats: &[String]) -> anyhow::Result<Self> {
         let mut digest = Digested(Sha256::new());
         for path in paths {
-            digest.add(path).with_context(|| format!("reading {}", path.display()))?;
+            digest
+                .add(path)
+                .with_context(|| format!("reading {}", path.display()))?;
         }
         digest.0.update(formats.join(","));
         Ok(Self(hex(&digest.0.finalize())))

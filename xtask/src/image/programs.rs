@@ -30,7 +30,15 @@ pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
     let here = Places::find().await?;
     let compile = |verb: &str| {
         Cmd::new("cargo")
-            .args([verb, "--profile", PROFILE, "--target", TARGET, "--target-dir", TARGET_DIRECTORY])
+            .args([
+                verb,
+                "--profile",
+                PROFILE,
+                "--target",
+                TARGET,
+                "--target-dir",
+                TARGET_DIRECTORY,
+            ])
             .env("CARGO_ENCODED_RUSTFLAGS", here.rust_flags())
             .env("CFLAGS", here.c_flags())
     };
@@ -64,13 +72,19 @@ struct Places {
 
 impl Places {
     async fn find() -> anyhow::Result<Self> {
-        let text = |path: PathBuf| path.into_os_string().into_string().ok().context("a path that is not UTF-8");
+        let text = |path: PathBuf| {
+            path.into_os_string()
+                .into_string()
+                .ok()
+                .context("a path that is not UTF-8")
+        };
         let workspace = text(env::current_dir().context("asking where we are")?)?;
         let cargo_home = match env::var_os("CARGO_HOME") {
             Some(set) if !set.is_empty() => set.into(),
             _ => env::home_dir().context("HOME is not set")?.join(".cargo"),
         };
-        let rustc = async |arg: &str| Ok::<_, anyhow::Error>(Cmd::new("rustc").args(arg.split(' ')).run().await?.text());
+        let rustc =
+            async |arg: &str| Ok::<_, anyhow::Error>(Cmd::new("rustc").args(arg.split(' ')).run().await?.text());
         let commit = rustc("-vV").await?;
         let commit = commit.lines().find_map(|line| line.strip_prefix("commit-hash: "));
         Ok(Self {
