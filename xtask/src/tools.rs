@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 21] = [
+pub(crate) const ALL: [Tool; 22] = [
     CC,
     LIBC,
     Tool {
@@ -160,6 +160,11 @@ pub(crate) const ALL: [Tool; 21] = [
         sign: File("/usr/sbin/nft"),
         source: Debian("nftables"),
         why: "loads the image's firewall, in tests",
+    },
+    Tool {
+        sign: Program("systemd-analyze"),
+        source: Debian("systemd"),
+        why: "judges the image's units, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -338,7 +343,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
