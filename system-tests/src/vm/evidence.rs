@@ -110,13 +110,14 @@ impl Evidence {
 }
 
 /// Collects while the thread panics: on another one, with connections of its own.
-pub(super) fn collect_outside(label: &Label, places: &Places) {
+/// The guest is only asked when it has answered before.
+pub(super) fn collect_outside(label: &Label, places: &Places, has_agent: bool) {
     thread::scope(|scope| {
         let collector = scope.spawn(|| {
             let mut evidence = Evidence::new(label, &places.directory);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
-                runtime.block_on(ask_all(&mut evidence, places));
+                runtime.block_on(ask_all(&mut evidence, places, has_agent));
             }
             evidence
         });
@@ -126,9 +127,12 @@ pub(super) fn collect_outside(label: &Label, places: &Places) {
     });
 }
 
-async fn ask_all(evidence: &mut Evidence, places: &Places) {
+async fn ask_all(evidence: &mut Evidence, places: &Places, has_agent: bool) {
     if let Ok(Ok(mut monitor)) = timeout(ASK_LIMIT, Monitor::connect(&places.monitor())).await {
         evidence.ask_monitor(&mut monitor).await;
+    }
+    if !has_agent {
+        return;
     }
     if let Ok(mut agent) = GuestAgent::connect(&places.guest_agent(), ASK_LIMIT).await {
         match agent.up(ASK_LIMIT).await {
