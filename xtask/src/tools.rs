@@ -172,7 +172,7 @@ pub(crate) const ALL: [Tool; 22] = [
 ];
 
 /// May we change this machine?
-#[derive(Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Install {
     /// Install nothing: fail with the list of what is missing
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -82,7 +82,14 @@ impl Digested {
         let data = fs::metadata(path)?;
         if data.is_file() {
             self.0.update(data.len().to_le_bytes());
-            io::copy(&mut File::open(path)?, &mut self.0)?;
+            let mut file = File::open(path)?;
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    count => self.0.update(&buffer[..count]),
+                }
+            }
             return Ok(());
         }
         if !data.is_dir() {

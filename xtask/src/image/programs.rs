@@ -17,8 +17,9 @@ const DAEMONS: [&str; 3] = ["agent", "console-proxy", "ssvm"];
 const INIT: &str = "stage1";
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Of Cargo.toml: as a release, without symbols.
+/// Of Cargo.toml: as a release, without symbols; and as small as can be.
 const PROFILE: &str = "image";
+const INIT_PROFILE: &str = "stage1";
 /// Other flags than everybody else's would make cargo compile everything anew each time.
 const TARGET_DIRECTORY: &str = "target/programs";
 
@@ -28,29 +29,25 @@ const SEPARATOR: &str = "\x1f";
 /// Compiles them and puts them into `directory`; cargo knows when there is nothing to do.
 pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
     let here = Places::find().await?;
-    let compile = |verb: &str| {
+    let compile = |verb: &str, profile: &str| {
         Cmd::new("cargo")
-            .args([
-                verb,
-                "--profile",
-                PROFILE,
-                "--target",
-                TARGET,
-                "--target-dir",
-                TARGET_DIRECTORY,
-            ])
+            .args([verb, "--profile", profile])
+            .args(["--target", TARGET, "--target-dir", TARGET_DIRECTORY])
             .env("CARGO_ENCODED_RUSTFLAGS", here.rust_flags())
             .env("CFLAGS", here.c_flags())
     };
     let packages = DAEMONS.iter().flat_map(|name| ["--package", name]);
-    must_succeed(&compile("build").args(packages)).await?;
-    // Only linking is another: all that it shares with the others is compiled once.
-    let init = compile("rustc").args(["--package", INIT, "--bin", INIT]);
+    must_succeed(&compile("build", PROFILE).args(packages)).await?;
+    let init = compile("rustc", INIT_PROFILE).args(["--package", INIT, "--bin", INIT]);
     must_succeed(&init.args(["--", "-C", "target-feature=+crt-static"])).await?;
 
     fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-    for name in DAEMONS.into_iter().chain([INIT]) {
-        let built = Path::new(TARGET_DIRECTORY).join(TARGET).join(PROFILE).join(name);
+    let all = DAEMONS
+        .map(|name| (PROFILE, name))
+        .into_iter()
+        .chain([(INIT_PROFILE, INIT)]);
+    for (profile, name) in all {
+        let built = Path::new(TARGET_DIRECTORY).join(TARGET).join(profile).join(name);
         let contents = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
         here.must_not_be_in(&contents, name)?;
         let target = directory.join(name);
