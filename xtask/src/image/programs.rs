@@ -58,14 +58,9 @@ pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
     Ok(directory.to_owned())
 }
 
-/// Directories of this machine that a compiler would write into what it makes, and what is written instead.
-struct Places {
-    workspace: String,
-    cargo_home: String,
-    /// Where the standard library's sources are, if they are installed, and what rustc says otherwise.
-    library: String,
-    library_name: String,
-}
+/// Directories of this machine that a compiler would write into what it makes, and what is written instead. What is
+/// inside of another comes after it: the last that fits counts.
+struct Places(Vec<(String, String)>);
 
 impl Places {
     async fn find() -> anyhow::Result<Self> {
@@ -76,44 +71,45 @@ impl Places {
                 .context("a path that is not UTF-8")
         };
         let workspace = text(env::current_dir().context("asking where we are")?)?;
-        let cargo_home = match env::var_os("CARGO_HOME") {
+        let cargo_home: PathBuf = match env::var_os("CARGO_HOME") {
             Some(set) if !set.is_empty() => set.into(),
             _ => env::home_dir().context("HOME is not set")?.join(".cargo"),
         };
-        let rustc =
-            async |arg: &str| Ok::<_, anyhow::Error>(Cmd::new("rustc").args(arg.split(' ')).run().await?.text());
-        let commit = rustc("-vV").await?;
-        let commit = commit.lines().find_map(|line| line.strip_prefix("commit-hash: "));
-        Ok(Self {
-            workspace,
-            cargo_home: text(cargo_home)?,
-            library: format!("{}/lib/rustlib/src/rust", rustc("--print sysroot").await?.trim()),
-            library_name: format!("/rustc/{}", commit.unwrap_or("unknown")),
-        })
-    }
-
-    /// From, to.
-    fn renamed(&self) -> [(&str, &str); 3] {
-        [
-            (&self.workspace, "/sysvm"),
-            (&self.cargo_home, "/cargo"),
-            (&self.library, &self.library_name),
-        ]
+        let rustc = async |args: &[&str]| Ok::<_, anyhow::Error>(Cmd::new("rustc").args(args).run().await?.text());
+        let sysroot = rustc(&["--print", "sysroot"]).await?;
+        let version = rustc(&["-vV"]).await?;
+        let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: "));
+        let mut places = vec![
+            (workspace, "/sysvm".to_owned()),
+            (text(cargo_home.clone())?, "/cargo".to_owned()),
+            // Where the sources of the standard library are, if they are installed; rustc writes the other otherwise.
+            (
+                format!("{}/lib/rustlib/src/rust", sysroot.trim()),
+                format!("/rustc/{}", commit.unwrap_or("unknown")),
+            ),
+        ];
+        // Each registry, or mirror of one, has a directory of its own name there.
+        let registries = cargo_home.join("registry/src");
+        for registry in fs::read_dir(&registries).with_context(|| format!("reading {}", registries.display()))? {
+            places.push((text(registry?.path())?, "/crates".to_owned()));
+        }
+        places[3..].sort();
+        Ok(Self(places))
     }
 
     fn rust_flags(&self) -> String {
-        let flag = |(from, to)| format!("--remap-path-prefix={from}={to}");
-        self.renamed().map(flag).join(SEPARATOR)
+        let flag = |(from, to): &(_, _)| format!("--remap-path-prefix={from}={to}");
+        self.0.iter().map(flag).collect::<Vec<_>>().join(SEPARATOR)
     }
 
     /// For the C in some crates.
     fn c_flags(&self) -> String {
-        let flag = |(from, to)| format!("-ffile-prefix-map={from}={to}");
-        self.renamed().map(flag).join(" ")
+        let flag = |(from, to): &(_, _)| format!("-ffile-prefix-map={from}={to}");
+        self.0.iter().map(flag).collect::<Vec<_>>().join(" ")
     }
 
     fn must_not_be_in(&self, program: &[u8], name: &str) -> anyhow::Result<()> {
-        for (place, _) in self.renamed() {
+        for (place, _) in &self.0 {
             let is_there = program.windows(place.len()).any(|bytes| bytes == place.as_bytes());
             ensure!(
                 !is_there,
@@ -129,12 +125,12 @@ mod tests {
     use super::*;
 
     fn places() -> Places {
-        Places {
-            workspace: "/home/me/sysvm".to_owned(),
-            cargo_home: "/home/me/.cargo".to_owned(),
-            library: "/rust/lib/rustlib/src/rust".to_owned(),
-            library_name: "/rustc/0123".to_owned(),
-        }
+        let places = [
+            ("/home/me/sysvm", "/sysvm"),
+            ("/home/me/.cargo", "/cargo"),
+            ("/rust/lib/rustlib/src/rust", "/rustc/0123"),
+        ];
+        Places(places.map(|(from, to)| (from.to_owned(), to.to_owned())).to_vec())
     }
 
     #[test]
