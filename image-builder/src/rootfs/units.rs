@@ -50,7 +50,8 @@ pub(super) fn enable(tree: &mut Tree, units: &Units) -> Result<(), BadRoot> {
         for alias in install.alias.iter().filter(|alias| **alias != unit) {
             put(tree, &format!("{SYSTEM}/{alias}"), Entry::symlink(&target))?;
         }
-        left.extend(install.also);
+        let also = install.also.into_iter();
+        left.extend(also.filter(|unit| !units.mask.contains(unit)));
     }
     for unit in &units.mask {
         let path = format!("{SYSTEM}/{unit}");
