@@ -19,6 +19,7 @@
 //! | [`modules`] | the kernel and its modules |
 //! | [`progress`] | how far a long step is |
 //! | [`recipe`] | what a person decides about the image |
+//! | [`rootfs`] | the root file system of packages, recipe and programs |
 //! | [`tools`] | the programs that make an image, from packages, too |
 //! | [`tree`] | a root file system in memory |
 
@@ -39,5 +40,6 @@ pub mod mirror;
 pub mod modules;
 pub mod progress;
 pub mod recipe;
+pub mod rootfs;
 pub mod tools;
 pub mod tree;

@@ -14,7 +14,16 @@ const ARROWS: [(&str, &[&str], &[&str]); 12] = [
     ("agent", &["platform", "protocol"], &[]),
     (
         "bench",
-        &["agent", "console-proxy", "mgmt-stub", "platform", "protocol", "ssvm"],
+        &[
+            "agent",
+            "console-proxy",
+            "image-builder",
+            "mgmt-stub",
+            "platform",
+            "protocol",
+            "ssvm",
+            "system-tests",
+        ],
         &[],
     ),
     ("console-proxy", &["agent", "platform", "protocol"], &[]),
