@@ -23,6 +23,7 @@ mod watched;
 use source::Source;
 
 pub use raw::Raw;
+pub(crate) use watched::stopped;
 pub use watched::Watched;
 
 /// The largest disk that we read or write, in bytes: 64 TiB, the most that any of the formats can hold.

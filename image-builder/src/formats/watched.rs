@@ -2,60 +2,50 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Disk;
 
-/// Passes everything on, and remembers how far readers came. All writers go from the disk's start to its end, so this
-/// is their progress.
-pub struct Watched<'a> {
+/// Passes everything on, tells how far readers came, and stops them. All writers go from the disk's start to its end, so
+/// this is their progress, and they end soon after their disk can no longer be read.
+pub struct Watched<'a, F> {
     disk: &'a dyn Disk,
-    position: AtomicU64,
-    is_stopped: AtomicBool,
+    reached: F,
+    stop: &'a AtomicBool,
 }
 
-impl<'a> Watched<'a> {
-    /// Watches `disk`.
-    pub fn new(disk: &'a dyn Disk) -> Self {
-        Self {
-            disk,
-            position: AtomicU64::new(0),
-            is_stopped: AtomicBool::new(false),
+impl<'a, F: Fn(u64) + Send + Sync> Watched<'a, F> {
+    /// Watches `disk`: `reached` is called, by several threads, with the offset that is read next. Once `stop` is true,
+    /// every read fails.
+    pub fn new(disk: &'a dyn Disk, stop: &'a AtomicBool, reached: F) -> Self {
+        Self { disk, reached, stop }
+    }
+
+    fn check(&self, offset: u64) -> io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(stopped());
         }
-    }
-
-    /// Bytes of the disk that are behind the readers.
-    pub fn position(&self) -> u64 {
-        self.position.load(Ordering::Relaxed)
-    }
-
-    /// Lets every further read fail: whoever writes from this disk ends soon, with an error.
-    pub fn stop(&self) {
-        self.is_stopped.store(true, Ordering::Relaxed);
-    }
-
-    fn reached(&self, position: u64) -> io::Result<()> {
-        self.position.fetch_max(position, Ordering::Relaxed);
-        if self.is_stopped.load(Ordering::Relaxed) {
-            return Err(io::Error::new(io::ErrorKind::Interrupted, "stopped before it was done"));
-        }
+        (self.reached)(offset);
         Ok(())
     }
 }
 
-impl Disk for Watched<'_> {
+/// The error of work that was told to stop.
+pub(crate) fn stopped() -> io::Error {
+    io::Error::other("stopped before it was done")
+}
+
+impl<F: Fn(u64) + Send + Sync> Disk for Watched<'_, F> {
     fn size(&self) -> u64 {
         self.disk.size()
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.reached(offset)?;
+        self.check(offset)?;
         self.disk.read_at(buffer, offset)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let found = self.disk.next_data(offset)?;
-        self.reached(found.as_ref().map_or(self.size(), |range| range.start))?;
-        Ok(found)
+        self.disk.next_data(offset)
     }
 }
