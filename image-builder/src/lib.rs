@@ -14,6 +14,8 @@
 //! | [`grub`] | the boot loader |
 //! | [`ids`] | UUIDs and serial numbers, made from what is built |
 //! | [`initrd`] | the initial RAM file system |
+//! | [`output`] | large files, whole or not at all |
+//! | [`publish`] | what a CloudStack server expects |
 //! | [`lock`] | exactly which packages |
 //! | [`mirror`] | from where |
 //! | [`modules`] | the kernel and its modules |
@@ -42,4 +44,6 @@ pub mod progress;
 pub mod recipe;
 pub mod rootfs;
 pub mod tools;
+pub mod output;
+pub mod publish;
 pub mod tree;
