@@ -47,7 +47,7 @@ fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
 /// A lock file by its path.
 fn read_lock(path: &Path) -> anyhow::Result<image_builder::lock::Lock> {
     let text = read_text(path, MAX_LOCK)?;
-    toml::from_str(&text).with_context(|| format!("{} is no lock file", path.display()))
+    image_builder::lock::Lock::parse(&text).with_context(|| format!("{} is no lock file", path.display()))
 }
 
 /// Work that reads whole disks, away from the thread that answers ctrl-C.
