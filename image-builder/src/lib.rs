@@ -16,14 +16,22 @@
 //! | [`initrd`] | the initial RAM file system |
 //! | [`output`] | large files, whole or not at all |
 //! | [`publish`] | what a CloudStack server expects |
+//! | [`diff`] | what is different between two images |
+//! | [`facts`] | what a root file system says of itself |
+//! | [`inspect`] | what is in an image |
 //! | [`lock`] | exactly which packages |
+//! | [`manifest`] | what an image was made of, and digests of what came out |
 //! | [`mirror`] | from where |
 //! | [`modules`] | the kernel and its modules |
 //! | [`progress`] | how far a long step is |
 //! | [`recipe`] | what a person decides about the image |
 //! | [`rootfs`] | the root file system of packages, recipe and programs |
+//! | [`sbom`] | which packages and crates, under which licences |
+//! | [`sign`] | signatures in minisign's format |
 //! | [`tools`] | the programs that make an image, from packages, too |
 //! | [`tree`] | a root file system in memory |
+//! | [`verify`] | are these the bytes that recipe and lock make? |
+//! | [`view`] | reads an image of any format |
 
 pub mod cache;
 pub mod control;
@@ -37,13 +45,21 @@ pub mod gpt;
 pub mod grub;
 pub mod ids;
 pub mod initrd;
+pub mod diff;
+pub mod facts;
+pub mod inspect;
 pub mod lock;
+pub mod manifest;
 pub mod mirror;
 pub mod modules;
 pub mod progress;
 pub mod recipe;
 pub mod rootfs;
+pub mod sbom;
+pub mod sign;
 pub mod tools;
 pub mod output;
 pub mod publish;
 pub mod tree;
+pub mod verify;
+pub mod view;
