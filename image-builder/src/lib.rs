@@ -2,6 +2,8 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`base`] | the part that is made of packages alone, cached |
+//! | [`build`] | the pipeline |
 //! | [`cache`] | packages on this machine's disk |
 //! | [`control`] | how Debian describes a package |
 //! | [`deb`] | one package, read |
@@ -33,6 +35,8 @@
 //! | [`verify`] | are these the bytes that recipe and lock make? |
 //! | [`view`] | reads an image of any format |
 
+pub mod base;
+pub mod build;
 pub mod cache;
 pub mod control;
 pub mod deb;

@@ -72,9 +72,9 @@ impl Needs {
         };
         let strings = sections.strings(endian, file, strings)?;
         for entry in entries {
-            match entry.tag32(endian) {
-                Some(elf::DT_NEEDED) => needs.libraries.push(text(entry.string(endian, strings)?)),
-                Some(elf::DT_RPATH | elf::DT_RUNPATH) => {
+            match entry.tag(endian) {
+                elf::DT_NEEDED => needs.libraries.push(text(entry.string(endian, strings)?)),
+                elf::DT_RPATH | elf::DT_RUNPATH => {
                     let folders = text(entry.string(endian, strings)?);
                     needs.folders.extend(folders.split(':').map(str::to_owned));
                 }
