@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 20] = [
+pub(crate) const ALL: [Tool; 22] = [
     CC,
     LIBC,
     Tool {
@@ -155,6 +155,16 @@ pub(crate) const ALL: [Tool; 20] = [
         sign: File("/usr/sbin/mkfs.ext4"),
         source: Debian("e2fsprogs"),
         why: "makes the file system that hangs, in tests",
+    },
+    Tool {
+        sign: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        source: Debian("debian-archive-keyring"),
+        why: "says whether lists of packages are Debian's, for image-builder lock",
+    },
+    Tool {
+        sign: Program("gpg-agent"),
+        source: Debian("gnupg"),
+        why: "signs the lists of a mirror, in tests",
     },
     RUSTFMT,
     CLIPPY,
