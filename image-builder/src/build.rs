@@ -191,15 +191,17 @@ impl Artefact {
 ///
 /// # Errors
 /// Something is missing, damaged or does not fit together, or a disk is full.
-pub async fn build(options: &Options) -> Result<Manifest, BuildError> {
-    let Options { recipe, lock, cache, output, .. } = options;
+pub async fn build(options: Options) -> Result<Manifest, BuildError> {
+    let Options { recipe, lock, cache, output, .. } = &options;
     same_packages(recipe, lock)?;
     let programs = Programs::read(&options.programs, recipe)?;
     let extra = options.extra.as_deref().map_or_else(|| Ok(Vec::new()), extra_files)?;
     let place = Place::take(output)?;
     fetch::provide(cache, &lock.packages, &options.source).await?;
     fetch::provide(cache, &lock.tools, &options.source).await?;
-    tokio::task::block_in_place(|| make(options, &programs, extra, &place))
+    // Of its own thread, so that ctrl-C is noticed meanwhile.
+    let work = tokio::task::spawn_blocking(move || make(&options, &programs, extra, &place));
+    work.await.map_err(|panic| std::panic::resume_unwind(panic.into_panic())).and_then(|made| made)
 }
 
 /// All that needs no network.

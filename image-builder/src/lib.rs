@@ -2,6 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`apt`] | which packages there are today |
 //! | [`base`] | the part that is made of packages alone, cached |
 //! | [`build`] | the pipeline |
 //! | [`cache`] | packages on this machine's disk |
@@ -35,6 +36,7 @@
 //! | [`verify`] | are these the bytes that recipe and lock make? |
 //! | [`view`] | reads an image of any format |
 
+pub mod apt;
 pub mod base;
 pub mod build;
 pub mod cache;
