@@ -262,7 +262,7 @@ fn make(
 
 /// The recipe may have changed since the lock file was made.
 fn same_packages(recipe: &Recipe, lock: &Lock) -> Result<(), BuildError> {
-    let wanted: BTreeSet<&String> = recipe.packages.image.iter().chain(&recipe.packages.tools).collect();
+    let wanted: BTreeSet<&String> = recipe.packages.image.iter().collect();
     let locked: BTreeSet<&String> = lock.requested.iter().collect();
     let names: Vec<String> = wanted.symmetric_difference(&locked).map(|name| (*name).clone()).collect();
     if names.is_empty() {
