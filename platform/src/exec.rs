@@ -49,6 +49,7 @@ pub struct Cmd {
     program: OsString,
     args: Vec<Word>,
     env: BTreeMap<OsString, Word>,
+    is_env_ours: bool,
     stdin: Input,
     time_limit: Duration,
 }
@@ -126,6 +127,7 @@ impl Cmd {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: BTreeMap::new(),
+            is_env_ours: true,
             stdin: Input::default(),
             time_limit: DEFAULT_TIME_LIMIT,
         }
@@ -160,6 +162,13 @@ impl Cmd {
     pub fn secret_env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env
             .insert(name.as_ref().to_owned(), Word::Secret(value.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives the program no environment but what [`Cmd::env`] sets: neither `PATH` nor locale. For programs whose output
+    /// must be the same whoever runs them.
+    pub fn without_environment(mut self) -> Self {
+        self.is_env_ours = false;
         self
     }
 
@@ -272,6 +281,9 @@ impl Cmd {
     )]
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        if !self.is_env_ours {
+            command.env_clear();
+        }
         command
             .args(self.args.iter().map(Word::get))
             .envs(self.env.iter().map(|(name, value)| (name, value.get())))
@@ -474,6 +486,9 @@ impl Display for Word {
 
 impl Display for Cmd {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if !self.is_env_ours {
+            f.write_str("env -i ")?;
+        }
         for (name, value) in &self.env {
             write!(f, "{}={value} ", name.to_string_lossy())?;
         }
