@@ -343,7 +343,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -87,9 +87,9 @@ impl Archive {
         self.suite("debian-security", "trixie-security", "").await;
     }
 
-    /// `file:` address of it.
+    /// `file:` address of it, as apt writes such addresses.
     pub fn url(&self) -> String {
-        format!("file://{}", self.dir.path().display())
+        format!("file:{}", self.dir.path().display())
     }
 
     pub fn debian(&self) -> PathBuf {
