@@ -18,7 +18,7 @@ const MAX_LOCK: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct LockFile {
     /// The lock file: which packages, by their digests.
-    #[arg(long = "lock", value_name = "FILE", default_value = "image-builder/image.lock")]
+    #[arg(id = "lock", long, value_name = "FILE", default_value = "image-builder/image.lock")]
     pub(crate) path: PathBuf,
 }
 
@@ -43,7 +43,7 @@ impl LockFile {
 #[derive(Debug, Args)]
 pub(crate) struct CacheDir {
     /// Where packages and tools are kept for the next time [default: $XDG_CACHE_HOME/sysvm or ~/.cache/sysvm].
-    #[arg(long = "cache", value_name = "DIR")]
+    #[arg(id = "cache", long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 

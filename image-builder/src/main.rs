@@ -57,3 +57,15 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Lock(args) => lock::run(args).await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense_to_clap() {
+        Cli::command().debug_assert();
+    }
+}
