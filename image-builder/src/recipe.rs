@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::cache::hex;
 
 static OWN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/recipe");
 
@@ -33,6 +36,37 @@ pub struct Recipe {
     pub disk: Disk,
     /// Which kernel modules.
     pub modules: Modules,
+    /// Groups by name, with their numbers, on top of base-passwd's.
+    pub groups: BTreeMap<String, u32>,
+    /// Who else is in a group.
+    #[serde(default)]
+    pub members: BTreeMap<String, Vec<String>>,
+    /// Users by name, on top of base-passwd's.
+    pub users: BTreeMap<String, User>,
+    /// Directories that must be there, or that have another mode or owner than in their package.
+    pub directories: BTreeMap<String, Directory>,
+    /// Files that are made, or that have another mode or owner.
+    pub files: BTreeMap<String, FileRule>,
+    /// Symbolic links by path, with their targets.
+    pub links: BTreeMap<String, String>,
+    /// Which units start.
+    pub units: Units,
+    /// How the overlay becomes files.
+    #[serde(rename = "overlay")]
+    pub overlay_rules: OverlayRules,
+    /// Files that run with another's rights.
+    pub set_id: SetId,
+    /// What packages have and the image has not.
+    #[serde(default)]
+    pub prune: Vec<Prune>,
+    /// Our programs in the image, by name.
+    pub programs: Vec<String>,
+    /// SHA-256 of `recipe.toml`, in hexadecimal digits.
+    #[serde(skip)]
+    pub main_digest: String,
+    /// SHA-256 of the whole recipe, in hexadecimal digits.
+    #[serde(skip)]
+    pub digest: String,
     /// Files of the overlay by their path in the image. Not in `recipe.toml`.
     #[serde(skip)]
     pub overlay: BTreeMap<String, Bytes>,
@@ -81,6 +115,116 @@ pub struct Modules {
     pub root: Vec<String>,
     /// Everything in these folders, such as `kernel/net/sched`.
     pub folders: Vec<String>,
+}
+
+/// A user without a password.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// Its number.
+    pub id: u32,
+    /// Its first group's name.
+    pub group: String,
+    /// Its home, which is not made.
+    #[serde(default = "no_home")]
+    pub home: String,
+    /// What starts when it logs in.
+    #[serde(default = "no_shell")]
+    pub shell: String,
+    /// Who that is.
+    #[serde(default)]
+    pub comment: String,
+}
+
+/// What a directory is to be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Directory {
+    /// Permissions; 0755 unless said.
+    #[serde(default = "directory_mode")]
+    pub mode: u32,
+    /// A user's name.
+    #[serde(default = "root")]
+    pub owner: String,
+    /// A group's name.
+    #[serde(default = "root")]
+    pub group: String,
+}
+
+/// What a file is to be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRule {
+    /// Permissions; unless said those it has, or 0644.
+    pub mode: Option<u32>,
+    /// A user's name.
+    #[serde(default = "root")]
+    pub owner: String,
+    /// A group's name.
+    #[serde(default = "root")]
+    pub group: String,
+    /// Whose contents it gets, by path in the image.
+    pub from: Option<String>,
+    /// Whether it is made, with nothing in it.
+    #[serde(default)]
+    pub empty: bool,
+}
+
+/// Which units start.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Units {
+    /// By what they say in `[Install]`.
+    pub enable: Vec<String>,
+    /// Never, not even when another unit asks for them.
+    pub mask: Vec<String>,
+}
+
+/// How the overlay becomes files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverlayRules {
+    /// Patterns of files with mode 0755.
+    pub executable: Vec<String>,
+}
+
+/// Files with the set-user-id or the set-group-id bit.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetId {
+    /// They keep it.
+    pub kept: Vec<String>,
+    /// They lose it.
+    pub cleared: Vec<String>,
+}
+
+/// What packages have and the image has not.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// Patterns of files.
+    pub paths: Vec<String>,
+    /// Patterns of files among them that stay.
+    #[serde(default)]
+    pub except: Vec<String>,
+    /// Why nobody needs them.
+    pub reason: String,
+}
+
+fn no_home() -> String {
+    "/nonexistent".to_owned()
+}
+
+fn no_shell() -> String {
+    "/usr/sbin/nologin".to_owned()
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+fn directory_mode() -> u32 {
+    0o755
 }
 
 /// Why there is no recipe.
@@ -141,6 +285,13 @@ impl Recipe {
             Some((path.to_owned(), contents.clone()))
         });
         recipe.overlay = overlay.collect();
+        recipe.main_digest = hex(Sha256::digest(main));
+        let mut digest = Sha256::new();
+        for (path, contents) in files {
+            digest.update(format!("{path}\0{}\0", contents.len()));
+            digest.update(contents);
+        }
+        recipe.digest = hex(digest.finalize());
         Ok(recipe)
     }
 }
@@ -180,6 +331,8 @@ fn collect(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Bytes>) -> 
 
 #[cfg(test)]
 mod tests {
+    use platform::files::{self, Change};
+
     use super::*;
 
     #[test]
@@ -200,7 +353,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = Recipe::load(folder.path()).unwrap_err();
         assert!(error.to_string().ends_with("is no recipe: it has no recipe.toml"));
-        platform::files::replace(&folder.path().join(MAIN_FILE), b"siute = \"trixie\"", 0o644).unwrap();
+        let main = folder.path().join(MAIN_FILE);
+        assert_eq!(files::replace(main, b"siute = \"trixie\"", 0o644).unwrap(), Change::Changed);
         let error = Recipe::load(folder.path()).unwrap_err();
         assert!(format!("{error:?}").contains("siute"));
     }

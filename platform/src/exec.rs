@@ -179,6 +179,24 @@ impl Cmd {
         self
     }
 
+    /// The same command as the last words of another, which becomes it or waits for it: `ip netns exec NAME`,
+    /// `setpriv …`. What it reads and its time limit stay.
+    pub fn through(self, outer: Self) -> Self {
+        let mut args = outer.args;
+        args.push(Word::Plain(self.program));
+        args.extend(self.args);
+        let mut env = outer.env;
+        env.extend(self.env);
+        Self {
+            program: outer.program,
+            args,
+            env,
+            is_env_ours: self.is_env_ours && outer.is_env_ours,
+            stdin: self.stdin,
+            time_limit: self.time_limit,
+        }
+    }
+
     /// How long [`Cmd::run`] waits before it stops the program; 30 s unless set.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
@@ -589,6 +607,22 @@ mod tests {
         let shown = r"LC_ALL=C TOKEN=*** mount -t cifs '//10.1.4.2/my share' 'it'\''s' '' $'a\nb' ***";
         assert_eq!(cmd.to_string(), shown);
         assert!(!format!("{cmd:?}").contains("swordfish"), "{cmd:?}");
+    }
+
+    #[test]
+    fn a_command_goes_through_another_with_its_input_and_secrets() {
+        let outer = Cmd::new("ip").args(["netns", "exec", "test"]).env("LC_ALL", "C");
+        let inner = Cmd::new("login")
+            .secret_arg("swordfish")
+            .env("TERM", "dumb")
+            .stdin("hello");
+        let wanted = Cmd::new("ip")
+            .args(["netns", "exec", "test", "login"])
+            .secret_arg("swordfish")
+            .env("LC_ALL", "C")
+            .env("TERM", "dumb")
+            .stdin("hello");
+        assert_eq!(inner.through(outer), wanted);
     }
 
     #[test]

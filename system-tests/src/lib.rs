@@ -10,6 +10,7 @@
 //! | [`qmp`] | what a machine in QEMU really shows |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`up`] | a zone that `cargo xtask up` has started |
+//! | [`vm`] | system VMs under QEMU, as a hypervisor host starts and treats them |
 //! | [`wait`] | waiting for a condition, with a limit |
 //! | [`zone`] | a zone of plain processes in a directory of its own |
 
@@ -23,5 +24,6 @@ pub mod python;
 pub mod qmp;
 pub mod source;
 pub mod up;
+pub mod vm;
 pub mod wait;
 pub mod zone;

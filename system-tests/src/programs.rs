@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::vm::Format;
+
 /// A built program of ours: it lies beside the directory of the running test.
 ///
 /// # Panics
@@ -33,8 +35,21 @@ pub fn guest_is_made() {
     asset("guest/demo.qcow2", "guest");
 }
 
+/// The image of the system VMs.
+///
+/// # Panics
+/// It is not there.
+pub fn image(format: Format) -> PathBuf {
+    let file = target_dir().join("image/sysvm").with_extension(format.extension());
+    made_by(&file, "image");
+    file
+}
+
 fn asset(path: &str, task: &str) {
-    let file = target_dir().join("assets").join(path);
+    made_by(&target_dir().join("assets").join(path), task);
+}
+
+fn made_by(file: &Path, task: &str) {
     assert!(
         file.exists(),
         "{} is not there; run `cargo xtask {task}` or `cargo xtask test`",

@@ -1,5 +1,7 @@
-//! QEMU's own view of a machine, over its monitor protocol (QMP): what the browser shows is compared with this.
+//! QEMU's own view of a machine, over its monitor protocol (QMP): what the browser shows is compared with this, and
+//! what a host does to a machine goes through it.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -13,10 +15,19 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// For QEMU to write or read the whole state of a machine.
+const STATE_LIMIT: Duration = Duration::from_mins(2);
+/// Events that nobody has asked for yet; the oldest are dropped.
+const MAX_EVENTS: usize = 1000;
 
 /// A connection to the monitor. QEMU serves one at a time.
 #[derive(Debug)]
-pub struct Monitor(BufReader<UnixStream>);
+pub struct Monitor {
+    stream: BufReader<UnixStream>,
+    /// What has arrived of the next line.
+    line: Vec<u8>,
+    events: VecDeque<Value>,
+}
 
 /// What a machine shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +49,12 @@ impl Monitor {
         let stream = UnixStream::connect(socket)
             .await
             .with_context(|| format!("connecting to {}", socket.display()))?;
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.line().await?; // its greeting
+        let mut monitor = Self {
+            stream: BufReader::new(stream),
+            line: Vec::new(),
+            events: VecDeque::new(),
+        };
+        monitor.line(LIMIT).await?; // its greeting
         monitor.call("qmp_capabilities", json!({})).await?;
         Ok(monitor)
     }
@@ -49,17 +64,96 @@ impl Monitor {
     /// # Errors
     /// QEMU refuses it, or does not answer.
     pub async fn call(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
+        self.call_within(LIMIT, command, arguments).await
+    }
+
+    async fn call_within(&mut self, limit: Duration, command: &str, arguments: Value) -> anyhow::Result<Value> {
         let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        self.0.get_mut().write_all(request.as_bytes()).await?;
+        self.stream.get_mut().write_all(request.as_bytes()).await?;
         loop {
-            let mut line = self.line().await?;
+            let mut line = self.line(limit).await?;
             if let Some(error) = line.get("error") {
                 bail!("QEMU refuses {command}: {error}");
             }
             if let Some(answer) = line.get_mut("return") {
                 return Ok(answer.take());
             }
+            self.keep(line);
         }
+    }
+
+    /// Waits for an event of this name whose data `is_it`, or takes one that has come since it was last asked for; its
+    /// data.
+    ///
+    /// # Errors
+    /// There is none within `limit`.
+    pub async fn event(
+        &mut self,
+        name: &str,
+        limit: Duration,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let waiting = async {
+            loop {
+                let is_wanted = |event: &Value| event["event"] == name && is_it(&event["data"]);
+                if let Some(at) = self.events.iter().position(is_wanted) {
+                    let event = self.events.remove(at).map(|mut event| event["data"].take());
+                    return anyhow::Ok(event.unwrap_or_default());
+                }
+                let line = self.line(limit).await?;
+                self.keep(line);
+            }
+        };
+        timeout(limit, waiting)
+            .await
+            .with_context(|| format!("waiting for QEMU's event {name}"))?
+    }
+
+    /// A command of the monitor for people (HMP).
+    ///
+    /// # Errors
+    /// It prints something: those used here only do when they fail.
+    async fn quiet(&mut self, line: &str) -> anyhow::Result<()> {
+        let arguments = json!({"command-line": line});
+        let printed = self
+            .call_within(STATE_LIMIT, "human-monitor-command", arguments)
+            .await?;
+        let printed = printed.as_str().unwrap_or_default().trim();
+        ensure!(printed.is_empty(), "QEMU fails at {line}: {printed}");
+        Ok(())
+    }
+
+    /// Writes the machine's whole state, memory and disks, into its disk under a name, to be started from with
+    /// `-loadvm`.
+    ///
+    /// # Errors
+    /// A device of it cannot be saved.
+    pub async fn save(&mut self, name: &str) -> anyhow::Result<()> {
+        self.quiet(&format!("savevm {name}")).await
+    }
+
+    /// Puts the machine back into a state that was saved.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn load(&mut self, name: &str) -> anyhow::Result<()> {
+        self.quiet(&format!("loadvm {name}")).await
+    }
+
+    fn keep(&mut self, event: Value) {
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Writes a picture of what the machine shows now.
+    ///
+    /// # Errors
+    /// QEMU cannot.
+    pub async fn picture(&mut self, png: &Path) -> anyhow::Result<()> {
+        let arguments = json!({"filename": png, "format": "png"});
+        self.call("screendump", arguments).await.map(drop)
     }
 
     /// What the machine shows now.
@@ -73,12 +167,15 @@ impl Monitor {
         Screen::of_ppm(&fs::read(&file)?)
     }
 
-    async fn line(&mut self) -> anyhow::Result<Value> {
-        let mut line = String::new();
-        timeout(LIMIT, self.0.read_line(&mut line))
+    /// The next line. May be dropped and called again.
+    async fn line(&mut self, limit: Duration) -> anyhow::Result<Value> {
+        timeout(limit, self.stream.read_until(b'\n', &mut self.line))
             .await
             .context("waiting for QEMU")??;
-        Ok(serde_json::from_str(&line)?)
+        ensure!(self.line.ends_with(b"\n"), "QEMU has ended");
+        let line = serde_json::from_slice(&self.line);
+        self.line.clear();
+        Ok(line?)
     }
 }
 

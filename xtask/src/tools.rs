@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 22] = [
+pub(crate) const ALL: [Tool; 24] = [
     CC,
     LIBC,
     Tool {
@@ -157,6 +157,16 @@ pub(crate) const ALL: [Tool; 22] = [
         why: "makes the file system that hangs, in tests",
     },
     Tool {
+        sign: File("/usr/sbin/nft"),
+        source: Debian("nftables"),
+        why: "loads the image's firewall, in tests",
+    },
+    Tool {
+        sign: Program("systemd-analyze"),
+        source: Debian("systemd"),
+        why: "judges the image's units, in tests",
+    },
+    Tool {
         sign: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
         source: Debian("debian-archive-keyring"),
         why: "says whether lists of packages are Debian's, for image-builder lock",
@@ -172,7 +182,7 @@ pub(crate) const ALL: [Tool; 22] = [
 ];
 
 /// May we change this machine?
-#[derive(Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Install {
     /// Install nothing: fail with the list of what is missing
     #[arg(long)]
@@ -343,7 +353,8 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs debian-archive-keyring gnupg",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
+             debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

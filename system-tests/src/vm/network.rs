@@ -1,0 +1,174 @@
+//! A network of a test's own: a network namespace with bridges, to which VMs and programs of the host are attached.
+//!
+//! Everything is in the namespace, so tests run side by side with the same addresses, and the host's own network is not
+//! touched. It is gone when the last [`Net`] and the last VM in it are dropped; what a killed test run has left is
+//! removed by the next one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::Context;
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns};
+use platform::exec::{Cmd, Output};
+
+/// Where `ip netns` keeps its namespaces: ip-netns(8).
+const NAMESPACES: &str = "/run/netns";
+/// Names of ours are this, the process id of the test run, and a number.
+const PREFIX: &str = "sysvm-test-";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A network namespace. Clones are the same namespace.
+#[derive(Clone, Debug)]
+pub struct Net(Arc<Namespace>);
+
+#[derive(Debug)]
+struct Namespace {
+    name: String,
+    taps: AtomicU32,
+}
+
+impl Net {
+    /// A namespace with nothing in it but a loopback interface.
+    ///
+    /// # Errors
+    /// We are not root, or the kernel has no network namespaces.
+    pub async fn new() -> anyhow::Result<Self> {
+        remove_leftovers();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        Cmd::new("ip")
+            .args(["netns", "add", &name])
+            .run()
+            .await
+            .context("making a network namespace (tests with VMs in networks need root)")?;
+        let net = Self(Arc::new(Namespace {
+            name,
+            taps: AtomicU32::new(0),
+        }));
+        net.ip("link set lo up").await?;
+        Ok(net)
+    }
+
+    /// A bridge, up, on which the host has `address` (`169.254.0.1/16`). Its name has at most 15 bytes.
+    ///
+    /// # Errors
+    /// There is one of that name, or the address is none.
+    pub async fn bridge(&self, name: &str, address: &str) -> anyhow::Result<()> {
+        // Without spanning tree a port forwards from the first moment.
+        self.ip(&format!(
+            "link add {name} type bridge stp_state 0 forward_delay 0\n\
+             address add {address} dev {name}\n\
+             link set {name} up"
+        ))
+        .await
+    }
+
+    /// A new tap on a bridge, for a NIC of a VM; its name.
+    pub(crate) async fn tap(&self, bridge: &str) -> anyhow::Result<String> {
+        let tap = format!("tap{}", self.0.taps.fetch_add(1, Ordering::Relaxed));
+        self.ip(&format!("tuntap add {tap} mode tap\nlink set {tap} master {bridge} up"))
+            .await?;
+        Ok(tap)
+    }
+
+    /// Runs commands of ip(8), one on each line: `link set br0 mtu 9000`.
+    ///
+    /// # Errors
+    /// One of them fails; the message of `ip` has its number.
+    pub async fn ip(&self, batch: &str) -> anyhow::Result<()> {
+        let ip = Cmd::new("ip").args(["-n", self.name(), "-batch", "-"]);
+        ip.stdin(batch)
+            .run()
+            .await
+            .with_context(|| format!("in the namespace {}: {batch}", self.name()))?;
+        Ok(())
+    }
+
+    /// Runs a program of the host inside.
+    ///
+    /// # Errors
+    /// As [`Cmd::run`] has them.
+    pub async fn run(&self, cmd: Cmd) -> anyhow::Result<Output> {
+        Ok(self.command(cmd).run().await?)
+    }
+
+    /// The same command, inside: for [`Cmd::spawn`].
+    pub fn command(&self, cmd: Cmd) -> Cmd {
+        cmd.through(Cmd::new("ip").args(["netns", "exec", self.name()]))
+    }
+
+    /// Calls `work` on a thread that is inside. Sockets made there stay inside wherever they are used then:
+    /// `net.inside(|| TcpListener::bind("169.254.0.1:8250"))`.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        let path = self.path();
+        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET)?;
+                Ok::<_, nix::Error>(work())
+            });
+            worker.join().expect("the work inside does not panic")
+        })
+        .with_context(|| format!("entering {}", path.display()))
+    }
+
+    /// As `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(NAMESPACES).join(self.name())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// As `ip netns delete` does, but without waiting for a program: this is called while a test falls over.
+fn remove(name: &str) {
+    let path = Path::new(NAMESPACES).join(name);
+    umount2(&path, MntFlags::MNT_DETACH).ok();
+    fs::remove_file(&path).ok();
+}
+
+/// Removes namespaces of test runs that were killed.
+fn remove_leftovers() {
+    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().filter_map(Result::ok);
+    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+        if owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            remove(&name);
+        }
+    }
+}
+
+/// The process id of the test run that made the namespace; `None` when it is not one of ours.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_namespaces_of_tests_have_an_owner() {
+        assert_eq!(owner("sysvm-test-4711-0"), Some(4711));
+        assert_eq!(owner("sysvm-zone"), None);
+        assert_eq!(owner("sysvm-test-x-0"), None);
+    }
+}

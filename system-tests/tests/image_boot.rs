@@ -1,0 +1,319 @@
+//! The system VM image from outside: what a host gives to it and gets from it, whatever type of system VM it will be.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, SystemTime};
+
+use platform::exec::{Cmd, ExecError};
+use system_tests::vm::{Booted, Firmware, Format, Machine, Net, Nic, Ssh, Vm};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// After a request to power off: appliance.md §14, item 7.
+const END_LIMIT: Duration = Duration::from_secs(60);
+/// Of the VM that is reached over a network.
+const ADDRESS: &str = "169.254.14.87";
+const MAC: &str = "0e:00:a9:fe:0e:57";
+
+/// All that a first boot decides, for two VMs at once: one with BIOS, one with UEFI.
+#[tokio::test]
+async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_asked() {
+    let bios = Vm::new(Format::Qcow2)
+        .nic(Nic::unplugged(MAC))
+        .port("org.example.channel")
+        .oem_string("type=router name=r-4-VM")
+        .oem_string("a,b")
+        .fw_cfg("opt/org.cloudstack/cmdline", "type=router, as firmware says")
+        .iso("config-2", &[("cmdline", b"type=router, as a CD says\n")])
+        .no_rng()
+        .watchdog();
+    let uefi = Vm::new(Format::Qcow2)
+        .machine(Machine::Q35)
+        .firmware(Firmware::Ovmf)
+        .cpus(2);
+    let (bios, uefi) = tokio::try_join!(bios.boot(), uefi.boot()).unwrap();
+    tokio::try_join!(bios.up(), uefi.up()).unwrap();
+
+    assert_eq!(
+        bios.run(&["test", "-e", "/sys/firmware/efi"]).await.unwrap().code,
+        Some(1)
+    );
+    assert_eq!(
+        uefi.run(&["test", "-e", "/sys/firmware/efi"]).await.unwrap().code,
+        Some(0)
+    );
+    for vm in [&bios, &uefi] {
+        nobody_has_a_password(vm).await;
+        only_ssh_listens(vm).await;
+        the_journal_is_small_and_in_memory(vm).await;
+        programs_are_there_and_wait(vm).await;
+    }
+    each_has_its_own(&bios, &uefi, &["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).await;
+    each_has_its_own(&bios, &uefi, &["cat", "/etc/ssh/ssh_host_ecdsa_key.pub"]).await;
+    each_has_its_own(&bios, &uefi, &["cat", "/etc/machine-id"]).await;
+    configuration_channels_can_be_read(&bios).await;
+
+    bios.press_power_button().await.unwrap();
+    uefi.shut_down().await.unwrap();
+    tokio::try_join!(bios.ended(END_LIMIT), uefi.ended(END_LIMIT)).unwrap();
+}
+
+async fn nobody_has_a_password(vm: &Booted) {
+    let shadow = vm.text(&["cat", "/etc/shadow"]).await.unwrap();
+    let open: Vec<_> = shadow
+        .lines()
+        .filter(|line| {
+            !line
+                .split(':')
+                .nth(1)
+                .is_some_and(|password| password.starts_with(['!', '*']))
+        })
+        .collect();
+    assert_eq!(open, [""; 0], "these accounts can log in with a password, or none");
+    assert!(shadow.starts_with("root:"), "{shadow}");
+}
+
+async fn only_ssh_listens(vm: &Booted) {
+    let listening = vm
+        .text(&[
+            "ss",
+            "--no-header",
+            "--listening",
+            "--tcp",
+            "--udp",
+            "--raw",
+            "--numeric",
+        ])
+        .await;
+    let listening = listening.unwrap();
+    let addresses: Vec<_> = listening
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(4))
+        .collect();
+    assert!(!addresses.is_empty(), "nobody listens");
+    assert!(
+        addresses.iter().all(|address| address.ends_with(":3922")),
+        "{listening}"
+    );
+    let ruleset = vm.text(&["nft", "list", "ruleset"]).await.unwrap();
+    assert_eq!(
+        ruleset.matches("policy drop").count(),
+        2,
+        "input and forward are closed: {ruleset}"
+    );
+}
+
+async fn the_journal_is_small_and_in_memory(vm: &Booted) {
+    let said = vm
+        .text(&[
+            "journalctl",
+            "--boot",
+            "--quiet",
+            "--output=cat",
+            "--unit=systemd-journald",
+        ])
+        .await
+        .unwrap();
+    assert!(said.contains("Runtime Journal (/run/log/journal/"), "{said}");
+    assert!(said.contains("max 8M"), "{said}");
+    assert!(!said.contains("System Journal"), "{said}");
+}
+
+/// The units of step 4 start them; until then they are there and do not run.
+async fn programs_are_there_and_wait(vm: &Booted) {
+    for program in ["agent", "ssvm", "console-proxy"] {
+        let path = format!("/usr/lib/sysvm/bin/{program}");
+        let version = vm.text(&[&path, "--version"]).await.unwrap();
+        assert!(version.starts_with(&format!("{program} ")), "{version}");
+    }
+    for unit in ["cs-ssvm.service", "cs-console-proxy.service"] {
+        let enabled = vm.run(&["systemctl", "is-enabled", unit]).await.unwrap();
+        assert_eq!(enabled.stdout, "disabled\n", "{unit}: {}", enabled.stderr);
+        let active = vm.run(&["systemctl", "is-active", unit]).await.unwrap();
+        assert_eq!(active.stdout, "inactive\n", "{unit}");
+    }
+}
+
+async fn each_has_its_own(one: &Booted, other: &Booted, words: &[&str]) {
+    let (one, other) = (one.text(words).await.unwrap(), other.text(words).await.unwrap());
+    assert!(!one.trim().is_empty(), "{words:?} prints nothing");
+    assert_ne!(one, other, "{words:?}");
+}
+
+async fn configuration_channels_can_be_read(vm: &Booted) {
+    vm.text(&["modprobe", "qemu_fw_cfg"]).await.unwrap();
+    let fw_cfg = vm
+        .read("/sys/firmware/qemu_fw_cfg/by_name/opt/org.cloudstack/cmdline/raw")
+        .await
+        .unwrap();
+    assert_eq!(fw_cfg, "type=router, as firmware says");
+
+    let oem_strings = vm.read("/sys/firmware/dmi/entries/11-0/raw").await.unwrap();
+    assert!(
+        oem_strings.ends_with("type=router name=r-4-VM\0a,b\0\0"),
+        "{oem_strings:?}"
+    );
+
+    vm.text(&["mount", "-o", "ro", "LABEL=config-2", "/mnt"]).await.unwrap();
+    assert_eq!(
+        vm.text(&["cat", "/mnt/cmdline"]).await.unwrap(),
+        "type=router, as a CD says\n"
+    );
+    vm.text(&["umount", "/mnt"]).await.unwrap();
+
+    let port = "/dev/virtio-ports/org.example.channel";
+    let mut channel = vm.port("org.example.channel").await.unwrap();
+    channel.write_all(b"to the guest\n").await.unwrap();
+    assert_eq!(vm.text(&["head", "--lines=1", port]).await.unwrap(), "to the guest\n");
+    vm.text(&["dd", "if=/etc/hostname", &format!("of={port}")])
+        .await
+        .unwrap();
+    let mut heard = [0; 6];
+    tokio::time::timeout(END_LIMIT, channel.read_exact(&mut heard))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&heard, b"sysvm\n");
+
+    vm.pass_cmdline("template=domP type=router name=r-4-VM").await.unwrap();
+    let cmdline = vm
+        .text(&["stat", "--format=%a %U %s", "/var/cache/cloud/cmdline"])
+        .await
+        .unwrap();
+    assert_eq!(cmdline, "600 root 38\n");
+}
+
+/// A VM on a control network. It has booted before.
+async fn on_control_network() -> (Net, Booted) {
+    let net = Net::new().await.unwrap();
+    net.bridge("control", "169.254.0.1/16").await.unwrap();
+    let vm = Vm::new(Format::Qcow2)
+        .net(&net)
+        .nic(Nic::on("control", MAC))
+        .resume()
+        .await
+        .unwrap();
+    // What `agent boot` will do.
+    let address = format!("{ADDRESS}/16");
+    vm.text(&["ip", "address", "add", &address, "dev", "eth0"])
+        .await
+        .unwrap();
+    vm.text(&["ip", "link", "set", "eth0", "up"]).await.unwrap();
+    (net, vm)
+}
+
+#[tokio::test]
+async fn root_logs_in_with_the_key_on_3922_and_in_no_other_way() {
+    let (net, vm) = on_control_network().await;
+    let host = Ssh::new(&net, ADDRESS).await.unwrap();
+    vm.text(&["mkdir", "-p", "-m", "700", "/root/.ssh"]).await.unwrap();
+    vm.write("/root/.ssh/authorized_keys", host.public_key().unwrap().as_bytes())
+        .await
+        .unwrap();
+
+    assert_eq!(host.run("whoami").await.unwrap(), "root\n");
+    let stranger = Ssh::new(&net, ADDRESS).await.unwrap();
+    refused(stranger.run("whoami").await, "Permission denied (publickey).");
+    let password = Ssh::new(&net, ADDRESS).await.unwrap().option("PubkeyAuthentication=no");
+    refused(password.run("whoami").await, "Permission denied (publickey).");
+
+    // Of an exit code that is not 0, only the end of the output is known.
+    refused(host.run("echo x; exit 3").await, "x");
+    assert_eq!(
+        host.run("echo /etc/host[n]ame \"a  b\"").await.unwrap(),
+        "/etc/hostname a  b\n"
+    );
+
+    let java = Ssh::new(&net, ADDRESS).await.unwrap();
+    let keys = host.public_key().unwrap() + &java.public_key().unwrap();
+    vm.write("/root/.ssh/authorized_keys", keys.as_bytes()).await.unwrap();
+    let java = java
+        .option("Ciphers=aes128-ctr")
+        .option("MACs=hmac-sha2-256")
+        .option("KexAlgorithms=ecdh-sha2-nistp256");
+    assert_eq!(java.run("hostname").await.unwrap(), "sysvm\n");
+
+    let directory = tempfile::tempdir().unwrap();
+    let (file, back) = (directory.path().join("patch.sh"), directory.path().join("back"));
+    let _ = platform::files::replace(&file, "#!/bin/bash\n", 0o755).unwrap();
+    for legacy in [true, false] {
+        host.upload(&[&file], "/var/cache/cloud/", legacy).await.unwrap();
+        assert_eq!(host.run("stat -c %a /var/cache/cloud/patch.sh").await.unwrap(), "755\n");
+        host.download("/var/cache/cloud/patch.sh", &back, legacy).await.unwrap();
+        assert_eq!(std::fs::read(&back).unwrap(), b"#!/bin/bash\n");
+        host.run("rm /var/cache/cloud/patch.sh").await.unwrap();
+    }
+
+    net.run(Cmd::new("ping").args(["-c", "1", "-W", "10", ADDRESS]))
+        .await
+        .unwrap();
+    for port in [22, 80, 443, 8080] {
+        let address = SocketAddr::new(ADDRESS.parse().unwrap(), port);
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        assert!(net.inside(connect).unwrap().is_err(), "{address} is open");
+    }
+}
+
+fn refused(result: Result<String, ExecError>, said: &str) {
+    match result {
+        Err(ExecError::Failed { printed, .. }) => assert!(printed.ends_with(said), "{printed}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_resumed_vm_has_the_right_time_and_takes_new_nics() {
+    let (_net, vm) = on_control_network().await;
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let date: u64 = vm.text(&["date", "+%s"]).await.unwrap().trim().parse().unwrap();
+    assert!(date.abs_diff(now) < 60, "{date}, but it is {now}");
+
+    vm.plug("a", &Nic::on("control", "02:00:00:00:00:0a")).await.unwrap();
+    vm.plug("b", &Nic::on("control", "02:00:00:00:00:0b")).await.unwrap();
+    has_nics(
+        &vm,
+        &[
+            ("eth0", MAC),
+            ("eth1", "02:00:00:00:00:0a"),
+            ("eth2", "02:00:00:00:00:0b"),
+        ],
+    )
+    .await;
+    vm.unplug("a").await.unwrap();
+    vm.plug("c", &Nic::on("control", "02:00:00:00:00:0c")).await.unwrap();
+    has_nics(
+        &vm,
+        &[
+            ("eth0", MAC),
+            ("eth1", "02:00:00:00:00:0c"),
+            ("eth2", "02:00:00:00:00:0b"),
+        ],
+    )
+    .await;
+
+    vm.keep_evidence().await;
+    let logs = system_tests::programs::target_dir().join("vm-logs/a_resumed_vm_has_the_right_time_and_takes_new_nics");
+    let kept = std::fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
+    let journal = std::fs::read_to_string(kept.join("journal.txt")).unwrap();
+    assert!(journal.contains("systemd[1]: "), "{journal}");
+    std::fs::remove_dir_all(logs).unwrap();
+}
+
+async fn has_nics(vm: &Booted, wanted: &[(&str, &str)]) {
+    system_tests::wait::until("the NICs", Duration::from_secs(30), async || {
+        let mut seen = Vec::new();
+        for (name, _) in wanted {
+            let address = vm
+                .run(&["cat", &format!("/sys/class/net/{name}/address")])
+                .await
+                .unwrap();
+            seen.push(address.stdout.trim().to_owned());
+        }
+        let is_right = seen.iter().zip(wanted).all(|(seen, (_, mac))| seen == mac);
+        if is_right { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
+}

@@ -1,0 +1,312 @@
+//! The harness for VMs itself, without an image: the guest agent's client against the real agent, networks, QEMU's
+//! monitor.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{mem, thread};
+
+use platform::exec::{Cmd, Running};
+use serde_json::json;
+use system_tests::programs::target_dir;
+use system_tests::vm::guest_agent::GuestAgent;
+use system_tests::vm::{Format, Net, Nic, NicModel, Vm};
+use system_tests::wait;
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The real agent of QEMU as a program of this machine, on a socket instead of a port.
+struct Agent {
+    socket: PathBuf,
+    _running: Running,
+    directory: TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let running = Cmd::new("qemu-ga")
+            .args(["--method", "unix-listen", "--path"])
+            .arg(&socket)
+            .arg("--statedir")
+            .arg(directory.path())
+            // This machine is not a guest.
+            .args([
+                "--block-rpcs",
+                "guest-shutdown,guest-suspend-disk,guest-suspend-ram,guest-set-time",
+            ])
+            .spawn(directory.path().join("log"))
+            .unwrap();
+        Self {
+            socket,
+            _running: running,
+            directory,
+        }
+    }
+
+    async fn client(&self) -> GuestAgent {
+        let mut client = GuestAgent::connect(&self.socket, LIMIT).await.unwrap();
+        client.up(LIMIT).await.unwrap();
+        client
+    }
+}
+
+#[tokio::test]
+async fn a_program_answers_with_its_exit_code_and_both_outputs() {
+    let agent = Agent::start();
+    let mut client = agent.client().await;
+    let ran = client
+        .exec(&["sh", "-c", "cat; echo problem >&2; exit 3"], b"in, \xff", LIMIT)
+        .await
+        .unwrap();
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (Some(3), "in, \u{fffd}", "problem\n")
+    );
+    let error = ran.success(&["sh"]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "`sh` failed in the guest (exit code Some(3)): problem\nin, \u{fffd}"
+    );
+
+    let error = client.exec(&["no-such-program"], b"", LIMIT).await.unwrap_err();
+    assert!(
+        format!("{error:#}").starts_with("starting `no-such-program` in the guest: "),
+        "{error:#}"
+    );
+    let killed = client.exec(&["sh", "-c", "kill -9 $$"], b"", LIMIT).await.unwrap();
+    assert_eq!(killed.code, None);
+    let limit = Duration::from_millis(100);
+    let error = client.exec(&["sleep", "5"], b"", limit).await.unwrap_err().to_string();
+    assert_eq!(error, "`sleep 5` has not ended in the guest within 100ms");
+}
+
+#[tokio::test]
+async fn files_go_in_and_come_out_whole() {
+    let agent = Agent::start();
+    let mut client = agent.client().await;
+    let contents: Vec<u8> = (0..1_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    for contents in [contents.as_slice(), b""] {
+        let file = agent.directory.path().join("file");
+        client.write(file.to_str().unwrap(), contents).await.unwrap();
+        assert!(fs::read(&file).unwrap() == contents);
+        assert!(client.read(file.to_str().unwrap()).await.unwrap() == contents);
+    }
+    let error = client.read("/nowhere").await.unwrap_err();
+    assert!(
+        format!("{error:#}").starts_with("opening /nowhere in the guest: "),
+        "{error:#}"
+    );
+}
+
+/// What a client before us asked and did not wait for, or cut in the middle, is not taken for our answer.
+#[tokio::test]
+async fn stale_answers_are_dropped() {
+    let agent = Agent::start();
+    drop(agent.client().await); // it listens
+    let mut impatient = UnixStream::connect(&agent.socket).unwrap();
+    impatient
+        .write_all(b"{\"execute\":\"guest-info\"}\n{\"execute\":\"guest-ping\"}\n{\"execute\":\"guest-sy")
+        .unwrap();
+    drop(impatient);
+
+    let mut client = agent.client().await;
+    // Given up when it has been sent: the next call must not get its answer.
+    tokio::select! {
+        biased;
+        _ = client.call("guest-get-osinfo", json!({})) => {}
+        () = std::future::ready(()) => {}
+    }
+    assert_eq!(client.call("guest-ping", json!({})).await.unwrap(), json!({}));
+    let error = client.call("guest-shutdown", json!({})).await.unwrap_err().to_string();
+    assert!(error.starts_with("the guest agent refuses guest-shutdown: "), "{error}");
+    client.ping().await.unwrap();
+}
+
+/// Two networks with the same addresses, and hosts in them that do not meet.
+#[tokio::test]
+async fn networks_of_two_tests_do_not_meet_and_are_gone_afterwards() {
+    let (one, two) = (Net::new().await.unwrap(), Net::new().await.unwrap());
+    for net in [&one, &two] {
+        net.bridge("control", "169.254.0.1/16").await.unwrap();
+    }
+    let server = one.inside(|| TcpListener::bind("169.254.0.1:8250")).unwrap().unwrap();
+    assert!(two.inside(|| TcpStream::connect("169.254.0.1:8250")).unwrap().is_err());
+    let mut client = one.inside(|| TcpStream::connect("169.254.0.1:8250")).unwrap().unwrap();
+    client.write_all(b"hello").unwrap();
+    drop(client);
+    let mut heard = String::new();
+    server.accept().unwrap().0.read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "hello");
+
+    let addresses = one
+        .run(Cmd::new("ip").args(["-br", "address", "show", "control"]))
+        .await
+        .unwrap();
+    assert!(addresses.text().contains("169.254.0.1/16"), "{}", addresses.text());
+    let error = one.bridge("control", "169.254.0.1/16").await.unwrap_err();
+    assert!(format!("{error:#}").contains("File exists"), "{error:#}");
+
+    let path = Path::new("/run/netns").join(one.name());
+    assert!(path.exists());
+    drop(one);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn what_a_killed_test_run_has_left_is_removed() {
+    let dead = Cmd::new("true").spawn("/dev/null").unwrap();
+    let pid = dead.id().unwrap();
+    dead.stop(LIMIT).await;
+    let name = format!("sysvm-test-{pid}-0");
+    Cmd::new("ip").args(["netns", "add", &name]).run().await.unwrap();
+    let _net = Net::new().await.unwrap();
+    assert!(!Path::new("/run/netns").join(name).exists());
+}
+
+/// An empty disk: the firmware finds nothing to start, and stays.
+fn empty_vm() -> (TempDir, Vm) {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("empty.raw");
+    fs::File::create(&image).unwrap().set_len(1024 * 1024).unwrap();
+    (directory, Vm::of(image, Format::Raw).memory_mib(64))
+}
+
+#[tokio::test]
+async fn qemu_ends_with_its_vm_and_leaves_nothing() {
+    let (_image, vm) = empty_vm();
+    let net = Net::new().await.unwrap();
+    net.bridge("guest", "10.1.1.1/24").await.unwrap();
+    let vm = vm
+        .net(&net)
+        .nic(Nic::on("guest", "02:00:00:00:00:01"))
+        .port("org.example.channel")
+        .oem_string("a, b")
+        .fw_cfg("opt/org.example/text", "one, two")
+        .iso("config-2", &[("cmdline", b"type=router")])
+        .watchdog()
+        .start()
+        .await
+        .unwrap();
+    let status = vm.with_monitor(async |monitor| monitor.call("query-status", json!({})).await);
+    assert_eq!(status.await.unwrap()["status"], "running");
+    vm.port("org.example.channel").await.unwrap();
+    let links = net
+        .run(Cmd::new("ip").args(["-br", "link", "show", "master", "guest"]))
+        .await
+        .unwrap();
+    assert!(links.text().starts_with("tap0 "), "{}", links.text());
+
+    let more = Nic::on("guest", "02:00:00:00:00:02").model(NicModel::E1000);
+    vm.plug("late", &more).await.unwrap();
+    let nics = vm.with_monitor(async |monitor| monitor.call("query-rx-filter", json!({})).await);
+    let nics = nics.await.unwrap();
+    assert_eq!(nics.as_array().unwrap().len(), 1, "only virtio has filters: {nics}");
+    let links = net
+        .run(Cmd::new("ip").args(["-br", "link", "show", "master", "guest"]))
+        .await
+        .unwrap();
+    assert_eq!(links.text().lines().count(), 2, "{}", links.text());
+
+    let namespace = Path::new("/run/netns").join(net.name());
+    assert!(namespace.exists() && is_running("opt/org.example/text"));
+    drop((vm, net));
+    assert!(!namespace.exists());
+    gone("opt/org.example/text").await;
+}
+
+/// As when the test run is killed: nothing is dropped, but the kernel knows that the thread has ended.
+#[tokio::test]
+async fn qemu_ends_when_its_test_just_vanishes() {
+    let marked = || {
+        let (_image, vm) = empty_vm();
+        let vm = block_on(vm.fw_cfg("opt/org.example/forgotten", "x").start()).unwrap();
+        assert!(is_running("opt/org.example/forgotten"));
+        mem::forget(vm);
+    };
+    thread::spawn(marked).join().unwrap();
+    gone("opt/org.example/forgotten").await;
+}
+
+#[test]
+fn evidence_of_a_failed_test_is_kept() {
+    let failing = || {
+        block_on(async {
+            let (_image, vm) = empty_vm();
+            let _vm = vm.start().await.unwrap();
+            panic!("as a test does");
+        });
+    };
+    let test = thread::Builder::new().name("a_test_that_fails".into());
+    assert!(test.spawn(failing).unwrap().join().is_err());
+    let logs = target_dir().join("vm-logs/a_test_that_fails");
+    let vm = fs::read_dir(&logs).unwrap().next().unwrap().unwrap();
+    let screen = fs::read(vm.path().join("screen.png")).unwrap();
+    assert!(screen.starts_with(b"\x89PNG"));
+    fs::remove_dir_all(logs).unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_that_qemu_refuses_says_why() {
+    let (_image, vm) = empty_vm();
+    let error = vm.nic(Nic::unplugged("not an address")).start().await.unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("not an address") && error.contains("mac"), "{error}");
+    assert!(error.contains("QEMU ended at once"), "{error}");
+
+    let (_image, vm) = empty_vm();
+    let error = vm.nic(Nic::on("guest", "02:00:00:00:00:01")).start().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a NIC is on guest, but the VM has no network; give it one with Vm::net"
+    );
+}
+
+#[tokio::test]
+async fn the_state_of_a_vm_is_saved_and_loaded_and_events_are_heard() {
+    let (_image, vm) = empty_vm();
+    let vm = vm.may_reboot().start().await.unwrap();
+    vm.with_monitor(async |monitor| {
+        monitor.save("here").await?;
+        monitor.load("here").await?;
+        let error = monitor.load("nowhere").await.unwrap_err().to_string();
+        assert!(error.starts_with("QEMU fails at loadvm nowhere: "), "{error}");
+        monitor.call("stop", json!({})).await?;
+        monitor.event("STOP", LIMIT, |_| true).await?;
+        monitor.call("cont", json!({})).await?;
+        monitor.event("RESUME", LIMIT, |_| true).await?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    vm.reset().await.unwrap();
+    let reset = vm.with_monitor(async |monitor| monitor.event("RESET", LIMIT, |data| data["guest"] == false).await);
+    reset.await.unwrap();
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work)
+}
+
+/// Whether a command line of a process has this text in it.
+fn is_running(text: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut command_lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    command_lines.any(|line| String::from_utf8_lossy(&line).contains(text))
+}
+
+async fn gone(text: &str) {
+    wait::until("QEMU ends", LIMIT, async || match is_running(text) {
+        true => Err("it runs".into()),
+        false => Ok(()),
+    })
+    .await;
+}
