@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 26] = [
+pub(crate) const ALL: [Tool; 28] = [
     CC,
     LIBC,
     Tool {
@@ -150,6 +150,16 @@ pub(crate) const ALL: [Tool; 26] = [
         sign: Program("zip"),
         source: Debian("zip"),
         why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("unzip"),
+        source: Debian("unzip"),
+        why: "unpacks what image-builder publishes, in tests",
+    },
+    Tool {
+        sign: Program("7z"),
+        source: Debian("p7zip-full"),
+        why: "reads our VMDK, VHD and qcow2 independently, in tests",
     },
     Tool {
         sign: Program("tinyproxy"),
@@ -363,7 +373,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
+             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full tinyproxy bindfs e2fsprogs nftables systemd \
              debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",

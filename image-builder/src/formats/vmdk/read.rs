@@ -202,7 +202,7 @@ impl Disk for Vmdk {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let per_table = u64::from(ENTRIES);
         let (mut grain, end) = (offset / self.grain, self.size.div_ceil(self.grain));
-        while grain < end {
+        while grain < end && offset < self.size {
             let table_end = end.min((grain / per_table + 1) * per_table);
             let Some(table) = self.table(grain / per_table)? else {
                 grain = table_end;
