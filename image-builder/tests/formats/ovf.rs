@@ -2,6 +2,7 @@
 //! by another program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
@@ -9,6 +10,8 @@ use quick_xml::{NsReader, XmlVersion};
 
 use super::*;
 
+/// Downloading and unpacking on a slow machine.
+const MINUTES: Duration = Duration::from_secs(600);
 const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
 const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
 const VSSD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData";
@@ -251,5 +254,73 @@ async fn a_descriptor_that_breaks_a_rule_would_be_found() {
         let changed = text.replacen(from, to, 1);
         assert_ne!(changed, text, "{from}");
         assert!(broken(&Element::parse(&changed)).contains(&rule.to_owned()), "{rule}");
+    }
+}
+
+/// virt-v2v, which imports machines from VMware into KVM. Installing it brings a hundred packages, services among them,
+/// so it is unpacked where only this test finds it.
+async fn virt_v2v() -> Cmd {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("virt-v2v");
+    let root = home.join("root");
+    if !home.join("complete").exists() {
+        fs::remove_dir_all(&home).ok();
+        let archives = home.join("archives");
+        fs::create_dir_all(archives.join("partial")).unwrap();
+        let option = format!("Dir::Cache::archives={}", archives.display());
+        let download = Cmd::new("apt-get").args(["-y", "--no-install-recommends", "--download-only"]);
+        let download = download.args([
+            "-o",
+            "Debug::NoLocking=true",
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            &option,
+        ]);
+        let download = download.args(["install", "virt-v2v"]).time_limit(MINUTES);
+        download
+            .run()
+            .await
+            .expect("apt-get can download virt-v2v; are its package lists there (apt-get update)?");
+        for entry in fs::read_dir(&archives).unwrap() {
+            let package = entry.unwrap().path();
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                let unpack = Cmd::new("dpkg-deb")
+                    .arg("-x")
+                    .arg(package)
+                    .arg(&root)
+                    .time_limit(MINUTES);
+                unpack.run().await.unwrap();
+            }
+        }
+        File::create(home.join("complete")).unwrap();
+    }
+    let libraries =
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| root.join(path).display().to_string());
+    Cmd::new(root.join("usr/bin/virt-v2v"))
+        .env("LD_LIBRARY_PATH", libraries.join(":"))
+        .time_limit(MINUTES)
+}
+
+#[tokio::test]
+async fn virt_v2v_imports_the_machine_that_cloudstack_wants() {
+    let dir = TempDir::new().unwrap();
+    descriptor(dir.path()).await;
+    let import = virt_v2v()
+        .await
+        .args(["-i", "ova", "--print-source"])
+        .arg(dir.path().join("sample.ova"));
+    let printed = import.run().await.unwrap().text();
+    let (_, found) = printed.split_once("Source guest information").unwrap();
+    let lines: Vec<_> = found.lines().map(str::trim).collect();
+    for wanted in [
+        "source name: systemvm",
+        "hypervisor type: vmware",
+        "memory: 268435456 (bytes)",
+        "nr vCPUs: 1",
+        "firmware: bios",
+        "0 [scsi]",
+        "CD-ROM [ide] in slot 0",
+    ] {
+        assert!(lines.contains(&wanted), "{wanted} is not in:\n{printed}");
     }
 }
