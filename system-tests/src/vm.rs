@@ -32,6 +32,7 @@ use platform::files;
 use tokio::sync::OnceCell;
 
 mod evidence;
+mod leftovers;
 
 pub mod booted;
 pub mod guest_agent;
@@ -49,8 +50,8 @@ pub use ssh::Ssh;
 use crate::programs;
 use hardware::{Hardware, Iso, Places};
 
-/// For a guest to answer from a cold start: three times what three at once take on two cores.
-pub const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// For a guest to answer from a cold start: four times what three at once take on two cores.
+pub const BOOT_LIMIT: Duration = Duration::from_mins(6);
 
 /// The forms in which `cargo xtask image` makes the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -295,7 +296,13 @@ impl Iso {
 
 /// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
 fn run_directory() -> anyhow::Result<tempfile::TempDir> {
-    let directory = tempfile::Builder::new().prefix("sysvm-vm-").tempdir();
+    const KIND: &str = "vm";
+    for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
+        if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {
+            std::fs::remove_dir_all(entry.path()).ok(); // another test may have been faster
+        }
+    }
+    let directory = tempfile::Builder::new().prefix(&leftovers::prefix(KIND)).tempdir();
     directory.context("making a directory for a VM")
 }
 

@@ -32,7 +32,7 @@ impl Agent {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
-        let running = Cmd::new("qemu-ga")
+        let running = Cmd::new("/usr/sbin/qemu-ga")
             .args(["--method", "unix-listen", "--path"])
             .arg(&socket)
             .arg("--statedir")
@@ -167,8 +167,13 @@ async fn what_a_killed_test_run_has_left_is_removed() {
     dead.stop(LIMIT).await;
     let name = format!("sysvm-test-{pid}-0");
     Cmd::new("ip").args(["netns", "add", &name]).run().await.unwrap();
+    let directory = std::env::temp_dir().join(format!("sysvm-vm-{pid}-0"));
+    fs::create_dir(&directory).unwrap();
     let _net = Net::new().await.unwrap();
+    let (_image, vm) = empty_vm();
+    let _vm = vm.start().await.unwrap();
     assert!(!Path::new("/run/netns").join(name).exists());
+    assert!(!directory.exists());
 }
 
 /// An empty disk: the firmware finds nothing to start, and stays.
@@ -229,10 +234,13 @@ async fn qemu_ends_when_its_test_just_vanishes() {
         let (_image, vm) = empty_vm();
         let vm = block_on(vm.fw_cfg("opt/org.example/forgotten", "x").start()).unwrap();
         assert!(is_running("opt/org.example/forgotten"));
+        let directory = vm.directory().to_owned();
         mem::forget(vm);
+        directory
     };
-    thread::spawn(marked).join().unwrap();
+    let directory = thread::spawn(marked).join().unwrap();
     gone("opt/org.example/forgotten").await;
+    fs::remove_dir_all(directory).unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A VM that runs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -320,6 +320,11 @@ impl Booted {
         self.text(&["date", "--set", &format!("@{}", now.as_secs())])
             .await
             .map(drop)
+    }
+
+    /// Where its files are while it runs.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(super) fn disk(&self) -> PathBuf {
