@@ -332,8 +332,8 @@ impl Booted {
     }
 
     /// Keeps what is known of this VM for somebody who wants to know why its test failed: done by itself when a method
-    /// fails or the test panics; to be called when it fails otherwise.
-    pub async fn keep_evidence(&self) {
+    /// fails or the test panics; to be called when it fails otherwise. The directory that it is in.
+    pub async fn keep_evidence(&self) -> &Path {
         if !self.has_evidence.swap(true, Ordering::Relaxed) {
             let mut evidence = Evidence::new(&self.label, self.directory.path());
             if let Some(monitor) = self.monitor.lock().await.as_mut() {
@@ -344,6 +344,7 @@ impl Booted {
             }
             evidence.tell();
         }
+        &self.label.0
     }
 
     async fn judge<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
