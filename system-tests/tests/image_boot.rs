@@ -212,6 +212,7 @@ async fn root_logs_in_with_the_key_on_3922_and_in_no_other_way() {
         .await
         .unwrap();
 
+    vm.text(&["chmod", "600", "/root/.ssh/authorized_keys"]).await.unwrap();
     assert_eq!(host.run("whoami").await.unwrap(), "root\n");
     let stranger = Ssh::new(&net, ADDRESS).await.unwrap();
     refused(stranger.run("whoami").await, "Permission denied (publickey).");

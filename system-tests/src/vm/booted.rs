@@ -149,7 +149,7 @@ impl Booted {
         String::from_utf8(contents).with_context(|| format!("reading {path} of the guest"))
     }
 
-    /// Writes a file of the guest.
+    /// Writes a file of the guest. A new one can be written by everybody there.
     ///
     /// # Errors
     /// The guest cannot.
