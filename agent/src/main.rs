@@ -1,5 +1,6 @@
 //! The agent's commands inside a system VM. (The link itself is this crate's library; `ssvm` and `console-proxy` run it.)
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use tracing::{info, warn};
 
 /// More than any hypervisor can hand over.
 const MAX_LINE: u64 = 1 << 20;
+
+/// Commands that CloudStack finds under /opt/cloud/bin.
+const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
 
 /// How long `keystore-cert-import` waits for a directory that the boot makes.
 const DIRECTORY_LIMIT: Duration = Duration::from_mins(1);
@@ -60,7 +64,7 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(command_line(std::env::args_os()));
     logging::init();
     crypto::install();
     let done = match cli.command {
@@ -72,6 +76,17 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::failed(&error),
     }
+}
+
+/// CloudStack calls some commands by names of their own, which are links to this program: the name is then the command.
+fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    let called = args.first().and_then(|program| Path::new(program).file_name());
+    if let Some(name) = called.filter(|name| LINKS.iter().any(|link| *name == *link)) {
+        let name = name.to_owned();
+        args.insert(1, name);
+    }
+    args
 }
 
 fn cmdline(file: &Path, xen: bool) -> ExitCode {
@@ -152,5 +167,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_link_with_the_name_of_a_command_is_that_command() {
+        let words = |args: &[&str]| {
+            let read = command_line(args.iter().map(OsString::from));
+            read.into_iter()
+                .map(|word| word.into_string().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            words(&["/opt/cloud/bin/keystore-setup", "a", "-b"]),
+            ["/opt/cloud/bin/keystore-setup", "keystore-setup", "a", "-b"]
+        );
+        assert_eq!(
+            words(&["agent", "keystore-setup", "a"]),
+            ["agent", "keystore-setup", "a"]
+        );
+        assert_eq!(words(&[]), [""; 0]);
+        for name in LINKS {
+            assert!(
+                Cli::command()
+                    .get_subcommands()
+                    .any(|command| command.get_name() == name)
+            );
+            Cli::try_parse_from(command_line([name, "1", "--2"].map(OsString::from))).unwrap();
+        }
     }
 }

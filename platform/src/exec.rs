@@ -49,6 +49,7 @@ pub struct Cmd {
     program: OsString,
     args: Vec<Word>,
     env: BTreeMap<OsString, Word>,
+    is_env_ours: bool,
     stdin: Input,
     time_limit: Duration,
 }
@@ -126,6 +127,7 @@ impl Cmd {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: BTreeMap::new(),
+            is_env_ours: true,
             stdin: Input::default(),
             time_limit: DEFAULT_TIME_LIMIT,
         }
@@ -163,6 +165,13 @@ impl Cmd {
         self
     }
 
+    /// Gives the program no environment but what [`Cmd::env`] sets: neither `PATH` nor locale. For programs whose output
+    /// must be the same whoever runs them.
+    pub fn without_environment(mut self) -> Self {
+        self.is_env_ours = false;
+        self
+    }
+
     /// Gives the program something to read; never shown. Without it, [`Cmd::run`] and [`Cmd::spawn`] give it an empty
     /// input.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
@@ -182,6 +191,7 @@ impl Cmd {
             program: outer.program,
             args,
             env,
+            is_env_ours: self.is_env_ours && outer.is_env_ours,
             stdin: self.stdin,
             time_limit: self.time_limit,
         }
@@ -289,6 +299,9 @@ impl Cmd {
     )]
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        if !self.is_env_ours {
+            command.env_clear();
+        }
         command
             .args(self.args.iter().map(Word::get))
             .envs(self.env.iter().map(|(name, value)| (name, value.get())))
@@ -491,6 +504,9 @@ impl Display for Word {
 
 impl Display for Cmd {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if !self.is_env_ours {
+            f.write_str("env -i ")?;
+        }
         for (name, value) in &self.env {
             write!(f, "{}={value} ", name.to_string_lossy())?;
         }

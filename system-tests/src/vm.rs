@@ -59,8 +59,6 @@ pub enum Format {
     Raw,
     Qcow2,
     Vhd,
-    /// The disk in the OVA.
-    Vmdk,
     Ova,
 }
 
@@ -71,7 +69,6 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vhd",
-            Self::Vmdk => "vmdk",
             Self::Ova => "ova",
         }
     }
@@ -82,7 +79,7 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vpc",
-            Self::Vmdk | Self::Ova => "vmdk",
+            Self::Ova => "vmdk",
         }
     }
 }

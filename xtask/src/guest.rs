@@ -5,7 +5,6 @@
 //! blinking cursor, no clock), so that two pictures of it can be compared. The same kernel and files are also on a
 //! disk that boots by itself: the demo template.
 
-mod cpio;
 mod disk;
 
 use std::fs::{self, File};
@@ -15,10 +14,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, ensure};
 use platform::exec::Cmd;
 use platform::files;
+use stage1::cpio::{Archive, Node};
 
 use crate::assets::{self, remove_directory};
 use crate::tools::{self, Install};
-use cpio::{Archive, Node};
 
 /// The kernel without hardware drivers: this guest needs none, and it is a third of the other.
 const KERNEL: &str = "linux-image-cloud-amd64";

@@ -7,6 +7,7 @@
 
 mod assets;
 mod guest;
+mod image;
 mod steps;
 mod tools;
 mod up;
@@ -34,6 +35,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask up --processes       a zone to look at, on this machine; `cargo xtask down` ends it
   cargo xtask test                 before you push: the same as CI
+  cargo xtask image                the system VM image, in target/image
   cargo xtask lint                 while you work: format and clippy
   cargo test -p protocol           the tests of one crate; no xtask needed
   INSTA_UPDATE=always cargo test   accept new golden files, then read the diff
@@ -73,6 +75,7 @@ enum Task {
         #[command(flatten)]
         install: Install,
     },
+    Image(image::Image),
     Up(up::Up),
     Down(up::Down),
 }
@@ -103,6 +106,10 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
                 steps
                     .run("guest", async { guest::ensure(install).await.map(drop) })
                     .await;
+                let image = image::Image::for_tests(install);
+                steps
+                    .run("image", async { image::ensure(&image).await.map(drop) })
+                    .await;
                 steps.run("test", all_tests()).await;
             }
         }
@@ -118,6 +125,14 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
             {
                 steps
                     .run("guest", async { guest::ensure(install).await.map(drop) })
+                    .await;
+            }
+        }
+        Task::Image(image) => {
+            let needed = [tools::CC, tools::LIBC, tools::NPM];
+            if steps.run("environment", tools::ensure(&needed, image.install)).await {
+                steps
+                    .run("image", async { image::ensure(&image).await.map(drop) })
                     .await;
             }
         }

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 25] = [
+pub(crate) const ALL: [Tool; 27] = [
     CC,
     LIBC,
     Tool {
@@ -181,13 +181,23 @@ pub(crate) const ALL: [Tool; 25] = [
         source: Debian("e2fsprogs"),
         why: "makes the file system that hangs, in tests",
     },
+    Tool {
+        sign: File("/usr/sbin/nft"),
+        source: Debian("nftables"),
+        why: "loads the image's firewall, in tests",
+    },
+    Tool {
+        sign: Program("systemd-analyze"),
+        source: Debian("systemd"),
+        why: "judges the image's units, in tests",
+    },
     RUSTFMT,
     CLIPPY,
     DENY,
 ];
 
 /// May we change this machine?
-#[derive(Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Install {
     /// Install nothing: fail with the list of what is missing
     #[arg(long)]
@@ -359,7 +369,7 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio genisoimage xz-utils bzip2 \
-             zip tinyproxy bindfs e2fsprogs",
+             zip tinyproxy bindfs e2fsprogs nftables systemd",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -14,19 +14,28 @@ const ARROWS: [(&str, &[&str], &[&str]); 12] = [
     ("agent", &["platform", "protocol"], &[]),
     (
         "bench",
-        &["agent", "console-proxy", "mgmt-stub", "platform", "protocol", "ssvm"],
+        &[
+            "agent",
+            "console-proxy",
+            "image-builder",
+            "mgmt-stub",
+            "platform",
+            "protocol",
+            "ssvm",
+            "system-tests",
+        ],
         &[],
     ),
     ("console-proxy", &["agent", "platform", "protocol"], &[]),
-    ("image-builder", &["platform"], &[]),
+    ("image-builder", &["platform", "stage1"], &[]),
     ("mgmt-stub", &["platform", "protocol"], &["agent"]),
     ("platform", &[], &[]),
     ("protocol", &[], &["platform"]),
     ("router", &["platform", "protocol"], &[]),
     ("ssvm", &["agent", "platform", "protocol"], &[]),
-    ("stage1", &[], &[]),
+    ("stage1", &[], &["platform"]),
     ("system-tests", &["platform"], &[]),
-    ("xtask", &["platform"], &[]),
+    ("xtask", &["platform", "stage1"], &[]),
 ];
 
 /// What does I/O, and thus is nothing that `protocol` may need, directly or not.

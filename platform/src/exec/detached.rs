@@ -81,6 +81,7 @@ impl Cmd {
         let mut session = Self::new("setsid").arg("--").arg(&self.program);
         session.args.extend(self.args.iter().cloned());
         session.env.clone_from(&self.env);
+        session.is_env_ours = self.is_env_ours;
         let (stdout, stderr) = open_log(log, &command)?;
         let mut child = session.command();
         child

@@ -31,7 +31,11 @@ impl Cmd {
         reason = "this is the one place the lint sends everybody to"
     )]
     pub fn pipe(&self) -> Result<Pipe, ExecError> {
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if !self.is_env_ours {
+            command.env_clear();
+        }
+        let mut child = command
             .args(self.args.iter().map(Word::get))
             .envs(self.env.iter().map(|(name, value)| (name, value.get())))
             .stdin(Stdio::piped())

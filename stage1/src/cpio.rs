@@ -1,30 +1,35 @@
 //! An initramfs: cpio's "newc" format, as the kernel's documentation describes it (driver-api/early-userspace/buffer-format).
-//! Written here because device nodes then need no root, and the same files give the same bytes.
+//! Written here because device nodes then need no root, and the same files give the same bytes: all times are 0.
 
 /// What is at a path.
-pub(crate) enum Node<'a> {
+pub enum Node<'a> {
+    /// A directory, mode 0755.
     Directory,
+    /// A file, mode 0644.
     File(&'a [u8]),
+    /// A file, mode 0755.
     Program(&'a [u8]),
     /// A symbolic link to a path.
     Link(&'a str),
-    /// A character device.
+    /// A character device, mode 0600.
     Device {
+        /// 5 for /dev/console.
         major: u32,
+        /// 1 for /dev/console.
         minor: u32,
     },
 }
 
 /// The archive so far. Directories come before what is in them.
 #[derive(Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     count: u32,
 }
 
 impl Archive {
     /// Adds a path, written without `/` in front.
-    pub(crate) fn add(&mut self, path: &str, node: &Node<'_>) {
+    pub fn add(&mut self, path: &str, node: &Node<'_>) {
         let (mode, contents, device) = match node {
             Node::Directory => (0o040_755, &[][..], (0, 0)),
             Node::File(contents) => (0o100_644, *contents, (0, 0)),
@@ -37,7 +42,7 @@ impl Archive {
     }
 
     /// The whole archive.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[], (0, 0));
         self.bytes
     }
