@@ -24,6 +24,7 @@
 //! is killed, the kernel kills QEMU with it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -58,18 +59,21 @@ pub const BOOT_LIMIT: Duration = Duration::from_mins(6);
 pub enum Format {
     Raw,
     Qcow2,
+    /// Without compression, for old hosts.
+    Qcow2Plain,
     Vhd,
     Ova,
 }
 
 impl Format {
-    /// The end of the file's name.
-    pub fn extension(self) -> &'static str {
+    /// The file in `target/image`.
+    pub fn file_name(self) -> &'static str {
         match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vhd => "vhd",
-            Self::Ova => "ova",
+            Self::Raw => "sysvm.raw",
+            Self::Qcow2 => "sysvm.qcow2",
+            Self::Qcow2Plain => "sysvm-plain.qcow2",
+            Self::Vhd => "sysvm.vhd",
+            Self::Ova => "sysvm.ova",
         }
     }
 
@@ -77,7 +81,7 @@ impl Format {
     fn driver(self) -> &'static str {
         match self {
             Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Qcow2 | Self::Qcow2Plain => "qcow2",
             Self::Vhd => "vpc",
             Self::Ova => "vmdk",
         }
@@ -259,7 +263,8 @@ impl Vm {
 
     /// Files that QEMU reads besides the disk, and a tap for each NIC on a bridge.
     async fn make_parts(&self, places: &mut Places) -> anyhow::Result<()> {
-        if self.hardware.firmware == Firmware::Ovmf {
+        // A VM that starts again keeps them.
+        if self.hardware.firmware == Firmware::Ovmf && !places.uefi_variables().exists() {
             let variables = std::fs::read(hardware::OVMF_VARIABLES)
                 .with_context(|| format!("reading {}; is the package ovmf installed?", hardware::OVMF_VARIABLES))?;
             let _ = files::replace(places.uefi_variables(), variables, 0o600)?;
@@ -292,7 +297,7 @@ impl Iso {
 }
 
 /// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
-fn run_directory() -> anyhow::Result<tempfile::TempDir> {
+fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
     const KIND: &str = "vm";
     for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
         if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {
@@ -300,7 +305,7 @@ fn run_directory() -> anyhow::Result<tempfile::TempDir> {
         }
     }
     let directory = tempfile::Builder::new().prefix(&leftovers::prefix(KIND)).tempdir();
-    directory.context("making a directory for a VM")
+    Ok(Arc::new(directory.context("making a directory for a VM")?))
 }
 
 /// Takes the disk out of an OVA (a tar archive); its path.

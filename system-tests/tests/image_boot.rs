@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, SystemTime};
 
 use platform::exec::{Cmd, ExecError};
-use system_tests::vm::{Booted, Firmware, Format, Machine, Net, Nic, Ssh, Vm};
+use system_tests::vm::{BOOT_LIMIT, Booted, Firmware, Format, Machine, Net, Nic, Ssh, Vm};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// After a request to power off: appliance.md §14, item 7.
@@ -27,7 +27,8 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
         .fw_cfg("opt/org.cloudstack/cmdline", "type=router, as firmware says")
         .iso("config-2", &[("cmdline", b"type=router, as a CD says\n")])
         .no_rng()
-        .watchdog();
+        .watchdog()
+        .may_reboot();
     let uefi = Vm::new(Format::Qcow2)
         .machine(Machine::Q35)
         .firmware(Firmware::Ovmf)
@@ -53,6 +54,7 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
     each_has_its_own(&bios, &uefi, &["cat", "/etc/ssh/ssh_host_ecdsa_key.pub"]).await;
     each_has_its_own(&bios, &uefi, &["cat", "/etc/machine-id"]).await;
     configuration_channels_can_be_read(&bios).await;
+    it_is_the_same_after_a_reset(&bios).await;
 
     bios.press_power_button().await.unwrap();
     uefi.shut_down().await.unwrap();
@@ -139,6 +141,20 @@ async fn each_has_its_own(one: &Booted, other: &Booted, words: &[&str]) {
     let (one, other) = (one.text(words).await.unwrap(), other.text(words).await.unwrap());
     assert!(!one.trim().is_empty(), "{words:?} prints nothing");
     assert_ne!(one, other, "{words:?}");
+}
+
+async fn it_is_the_same_after_a_reset(vm: &Booted) {
+    let cmdline = vm.read("/var/cache/cloud/cmdline").await.unwrap();
+    let key = vm.text(&["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).await.unwrap();
+    vm.text(&["sync"]).await.unwrap();
+    vm.reset().await.unwrap();
+    vm.agent_up(BOOT_LIMIT).await.unwrap();
+    vm.up().await.unwrap();
+    assert_eq!(vm.read("/var/cache/cloud/cmdline").await.unwrap(), cmdline);
+    assert_eq!(
+        vm.text(&["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).await.unwrap(),
+        key
+    );
 }
 
 async fn configuration_channels_can_be_read(vm: &Booted) {

@@ -88,9 +88,9 @@ async fn vhd_boots_from_ahci_with_rtl8139() {
 }
 
 #[tokio::test]
-async fn vmdk_boots_from_lsi_sas_with_e1000e() {
+async fn plain_qcow2_boots_from_lsi_sas_with_e1000e() {
     boots(
-        Vm::new(Format::Vmdk).bus(Bus::MptSas1068),
+        Vm::new(Format::Qcow2Plain).bus(Bus::MptSas1068),
         "mptsas",
         NicModel::E1000e,
         350,

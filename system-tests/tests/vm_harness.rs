@@ -227,6 +227,34 @@ async fn qemu_ends_with_its_vm_and_leaves_nothing() {
     gone("opt/org.example/text").await;
 }
 
+#[tokio::test]
+async fn a_vm_that_has_ended_starts_again_from_its_own_disk() {
+    let (_image, vm) = empty_vm();
+    let net = Net::new().await.unwrap();
+    net.bridge("guest", "10.1.1.1/24").await.unwrap();
+    let vm = vm
+        .net(&net)
+        .nic(Nic::on("guest", "02:00:00:00:00:01"))
+        .start()
+        .await
+        .unwrap();
+    let directory = vm.directory().to_owned();
+    vm.with_monitor(async |monitor| {
+        monitor.save("kept").await?;
+        monitor.call("quit", json!({})).await
+    })
+    .await
+    .unwrap();
+    vm.ended(LIMIT).await.unwrap();
+    let vm = vm.start_again().await.unwrap();
+    assert_eq!(vm.directory(), directory);
+    vm.with_monitor(async |monitor| monitor.load("kept").await)
+        .await
+        .unwrap();
+    drop(vm);
+    assert!(!directory.exists());
+}
+
 /// As when the test run is killed: nothing is dropped, but the kernel knows that the thread has ended.
 #[tokio::test]
 async fn qemu_ends_when_its_test_just_vanishes() {

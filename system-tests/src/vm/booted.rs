@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -40,13 +41,13 @@ pub struct Booted {
     agent: Mutex<Option<GuestAgent>>,
     has_evidence: AtomicBool,
     /// Dropped last: QEMU has its files in here.
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Booted {
     pub(super) async fn start(
         vm: Vm,
-        directory: TempDir,
+        directory: Arc<TempDir>,
         mut places: Places,
         more_arguments: &[&str],
     ) -> anyhow::Result<Self> {
@@ -79,6 +80,22 @@ impl Booted {
             has_evidence: AtomicBool::new(false),
             directory,
         })
+    }
+
+    /// Starts a VM that has ended once more, from its own disk, as a host does after a stop. Waits for nothing.
+    ///
+    /// # Errors
+    /// It still runs, or as [`Vm::start`].
+    pub async fn start_again(self) -> anyhow::Result<Self> {
+        ensure!(
+            self.qemu.lock().await.id().is_none(),
+            "the VM still runs; wait with Booted::ended"
+        );
+        let places = Places {
+            taps: Vec::new(),
+            ..self.places.clone()
+        };
+        Self::start(self.vm.clone(), Arc::clone(&self.directory), places, &[]).await
     }
 
     /// Waits until the guest agent answers.
