@@ -144,13 +144,17 @@ fn facts_of(view: &View, have_disks: bool) -> BTreeMap<String, String> {
     if have_disks && let Some(disk) = &view.disk {
         facts.extend(kernel.command_line.map(|line| ("kernel command line".to_owned(), line)));
         facts.insert("disk size".to_owned(), disk.size.to_string());
-        facts.insert("disk id".to_owned(), disk.gpt.disk.to_string());
-        for part in &disk.gpt.partitions {
+        facts.insert("disk id".to_owned(), disk.gpt.id.to_string());
+        for (number, part) in (1..).zip(&disk.gpt.partitions) {
             let text = format!(
                 "{} bytes at {}, type {}, id {}, {:?}",
-                part.size, part.start, part.kind, part.id, part.name
+                part.size(),
+                part.offset(),
+                part.kind,
+                part.id,
+                part.name
             );
-            facts.insert(format!("partition {}", part.number), text);
+            facts.insert(format!("partition {number}"), text);
         }
     }
     facts
