@@ -43,10 +43,7 @@ pub(super) fn missing(tree: &Tree) -> Vec<String> {
             problems.push(format!("{path} needs {interpreter}, which is not there"));
         }
         let origin = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let own = needs
-            .folders
-            .iter()
-            .map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
+        let own = needs.folders.iter().map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
         let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).collect();
         for library in &needs.libraries {
             let is_there = |folder: &String| tree.resolve(&format!("{folder}/{library}")).is_some();
