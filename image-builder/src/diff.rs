@@ -350,9 +350,9 @@ pub(crate) struct Shown<'a>(pub(crate) &'a str);
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if self.0.contains(char::is_control) {
-            write!(f, "{:?}", self.0)
+            f.pad(&format!("{:?}", self.0))
         } else {
-            f.write_str(self.0)
+            f.pad(self.0)
         }
     }
 }

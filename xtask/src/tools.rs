@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 24] = [
+pub(crate) const ALL: [Tool; 27] = [
     CC,
     LIBC,
     Tool {
@@ -122,6 +122,16 @@ pub(crate) const ALL: [Tool; 24] = [
         why: "reads the initramfs that we write, in tests",
     },
     Tool {
+        sign: File("/usr/sbin/sfdisk"),
+        source: Debian("fdisk"),
+        why: "checks our partition tables, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/fsck.fat"),
+        source: Debian("dosfstools"),
+        why: "checks our EFI system partitions, in tests",
+    },
+    Tool {
         sign: Program("genisoimage"),
         source: Debian("genisoimage"),
         why: "makes ISO images, in tests",
@@ -140,6 +150,11 @@ pub(crate) const ALL: [Tool; 24] = [
         sign: Program("zip"),
         source: Debian("zip"),
         why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("minisign"),
+        source: Debian("minisign"),
+        why: "checks our signatures and makes some for us to check, in tests",
     },
     Tool {
         sign: Program("tinyproxy"),
@@ -353,7 +368,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd",
+             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables systemd",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
