@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 31] = [
+pub(crate) const ALL: [Tool; 32] = [
     CC,
     LIBC,
     Tool {
@@ -175,6 +175,11 @@ pub(crate) const ALL: [Tool; 31] = [
         sign: Program("zip"),
         source: Debian("zip"),
         why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("minisign"),
+        source: Debian("minisign"),
+        why: "checks our signatures and makes some for us to check, in tests",
     },
     Tool {
         sign: Program("tinyproxy"),
@@ -389,8 +394,8 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
-             dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
-             debian-archive-keyring gnupg",
+             dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables \
+             systemd debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
