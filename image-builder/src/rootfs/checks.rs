@@ -46,12 +46,18 @@ pub(super) fn check(tree: &Tree, recipe: &Recipe) -> Result<(), BadRoot> {
                     problems.push(format!("{path} is a private key"));
                 }
                 if entry.mode & SET_ID != 0 && !kept.contains(path) {
-                    problems.push(format!("{path} runs with another's rights (mode {:o}); see [set_id]", entry.mode));
+                    problems.push(format!(
+                        "{path} runs with another's rights (mode {:o}); see [set_id]",
+                        entry.mode
+                    ));
                 }
             }
             Node::HardLink(_) => {
                 if entry.mode & SET_ID != 0 && !kept.contains(path) {
-                    problems.push(format!("{path} runs with another's rights (mode {:o}); see [set_id]", entry.mode));
+                    problems.push(format!(
+                        "{path} runs with another's rights (mode {:o}); see [set_id]",
+                        entry.mode
+                    ));
                 }
             }
         }
@@ -86,5 +92,7 @@ fn is_program(tree: &Tree, name: &str) -> bool {
     if name.contains('/') {
         return tree.resolve(name).is_some();
     }
-    ["usr/bin", "usr/sbin"].iter().any(|folder| tree.resolve(&format!("{folder}/{name}")).is_some())
+    ["usr/bin", "usr/sbin"]
+        .iter()
+        .any(|folder| tree.resolve(&format!("{folder}/{name}")).is_some())
 }

@@ -43,7 +43,10 @@ pub(super) fn missing(tree: &Tree) -> Vec<String> {
             problems.push(format!("{path} needs {interpreter}, which is not there"));
         }
         let origin = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let own = needs.folders.iter().map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
+        let own = needs
+            .folders
+            .iter()
+            .map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
         let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).collect();
         for library in &needs.libraries {
             let is_there = |folder: &String| tree.resolve(&format!("{folder}/{library}")).is_some();
@@ -72,9 +75,9 @@ impl Needs {
         };
         let strings = sections.strings(endian, file, strings)?;
         for entry in entries {
-            match entry.tag32(endian) {
-                Some(elf::DT_NEEDED) => needs.libraries.push(text(entry.string(endian, strings)?)),
-                Some(elf::DT_RPATH | elf::DT_RUNPATH) => {
+            match entry.tag(endian) {
+                elf::DT_NEEDED => needs.libraries.push(text(entry.string(endian, strings)?)),
+                elf::DT_RPATH | elf::DT_RUNPATH => {
                     let folders = text(entry.string(endian, strings)?);
                     needs.folders.extend(folders.split(':').map(str::to_owned));
                 }
