@@ -5,17 +5,80 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::Args;
+use image_builder::cache::Cache;
+use image_builder::lock::Lock;
+use image_builder::recipe::Recipe;
 use platform::files;
 
+pub(crate) mod build;
 pub(crate) mod check_signature;
 pub(crate) mod diff;
+pub(crate) mod fetch;
 pub(crate) mod inspect;
+pub(crate) mod lock;
 pub(crate) mod sbom;
 pub(crate) mod sign;
 pub(crate) mod verify;
 
 /// Bytes of a lock file; ours has 150 thousand.
 const MAX_LOCK: u64 = 16 << 20;
+
+/// Where the lock file is.
+#[derive(Debug, Args)]
+pub(crate) struct LockFile {
+    /// The lock file: which packages, by their digests.
+    #[arg(long = "lock", value_name = "FILE", default_value = "image-builder/image.lock")]
+    pub(crate) path: PathBuf,
+}
+
+impl LockFile {
+    /// What it says.
+    pub(crate) fn read(&self) -> anyhow::Result<Lock> {
+        let missing = || format!("{} does not exist; image-builder lock makes it", self.path.display());
+        self.read_if_there()?.with_context(missing)
+    }
+
+    pub(crate) fn read_if_there(&self) -> anyhow::Result<Option<Lock>> {
+        let Some(text) = files::read_limited(&self.path, MAX_LOCK)? else {
+            return Ok(None);
+        };
+        let reading = || format!("reading {}", self.path.display());
+        let text = String::from_utf8(text).with_context(reading)?;
+        Lock::parse(&text).with_context(reading).map(Some)
+    }
+}
+
+/// Where packages are kept.
+#[derive(Debug, Args)]
+pub(crate) struct CacheDir {
+    /// Where packages and tools are kept for the next time [default: $XDG_CACHE_HOME/sysvm or ~/.cache/sysvm].
+    #[arg(long = "cache", value_name = "DIR")]
+    path: Option<PathBuf>,
+}
+
+impl CacheDir {
+    /// The cache there; made if it is not.
+    pub(crate) fn open(&self) -> anyhow::Result<Cache> {
+        let dir = self.path.as_deref().map(Path::to_owned);
+        Ok(Cache::open(dir.map_or_else(Cache::default_dir, Ok)?)?)
+    }
+}
+
+/// Which recipe.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeDir {
+    /// A directory with recipe.toml and overlay/ to use instead of the program's own
+    #[arg(long = "recipe", value_name = "DIR")]
+    path: Option<PathBuf>,
+}
+
+impl RecipeDir {
+    /// What it says.
+    pub(crate) fn read(&self) -> anyhow::Result<Recipe> {
+        Ok(self.path.as_deref().map_or_else(Recipe::own, Recipe::load)?)
+    }
+}
 
 /// Prints what was asked for. That nobody reads on (`| head`) is no error.
 fn print(text: impl Display) -> anyhow::Result<()> {

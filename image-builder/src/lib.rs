@@ -2,6 +2,9 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`apt`] | which packages there are today |
+//! | [`base`] | the part that is made of packages alone, cached |
+//! | [`build`] | the pipeline |
 //! | [`cache`] | packages on this machine's disk |
 //! | [`control`] | how Debian describes a package |
 //! | [`deb`] | one package, read |
@@ -33,6 +36,9 @@
 //! | [`verify`] | are these the bytes that recipe and lock make? |
 //! | [`view`] | reads an image of any format |
 
+pub mod apt;
+pub mod base;
+pub mod build;
 pub mod cache;
 pub mod control;
 pub mod deb;

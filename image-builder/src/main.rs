@@ -1,27 +1,30 @@
 //! `image-builder`: makes, checks and explains the system VM image.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use platform::{exit, logging};
+use platform::{exit, logging, shutdown};
 
 mod commands;
 
-use commands::{check_signature, diff, inspect, sbom, sign, verify};
+use commands::{build, check_signature, diff, fetch, inspect, lock, sbom, sign, verify};
 
 const EXAMPLES: &str = "\
 Examples:
-  image-builder inspect sysvm.qcow2              what is in it: kernel, packages, units, users
+  image-builder lock                             which packages: what Debian has today
+  image-builder build --programs DIR             images, in image/
+  image-builder inspect image/sysvm.qcow2        what is in it: kernel, packages, units, users
   image-builder diff old.qcow2 new.ova           which packages and files changed
-  image-builder verify out/ --checksums-only     did all files of a build arrive whole?
-  image-builder sign out/ --key image.key        sign its list of digests
-  image-builder check-signature out/ --public-key image.pub
+  image-builder verify image/ --programs DIR     build again: are these the bytes that recipe and lock file make?
+  image-builder sign image/ --key image.key      sign its list of digests
+  image-builder publish image/ --output DIR      as a CloudStack server expects it
 
 `image-builder COMMAND --help` has more. docs/image-builder.md is the manual.
-Logs go to standard error; SYSVM_LOG=debug shows more.
+Logs and progress go to standard error; SYSVM_LOG=debug shows more.
 Exit status: 0 done, 1 failed or not as it should be, 2 wrong usage; diff: 0 same, 1 different, 2 trouble.";
 
-/// Makes, checks and explains the system VM image.
+/// Makes the system VM image from Debian packages, byte for byte the same each time and without root; checks and explains it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -31,6 +34,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Lock(lock::Lock),
+    Fetch(fetch::Fetch),
+    Build(build::Build),
     Inspect(inspect::Inspect),
     Diff(diff::Diff),
     Verify(verify::Verify),
@@ -39,20 +45,36 @@ enum Command {
     CheckSignature(check_signature::CheckSignature),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
-    let outcome = match &cli.command {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::failed(&error),
+    };
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(&cli.command) => outcome,
+            // Dropping the work ends the programs that it runs and takes its temporary files away.
+            () = shutdown::signal() => Err(anyhow::anyhow!("interrupted; run it again to go on")),
+        }
+    });
+    // Not waiting for threads that were not asked to stop: what they write has no final name yet.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    outcome.unwrap_or_else(|error| exit::failed(&error))
+}
+
+async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Lock(args) => return lock::run(args).await,
+        Command::Diff(args) => return Ok(diff::run(args).await),
+        Command::Fetch(args) => fetch::run(args).await,
+        Command::Build(args) => build::run(args).await,
         Command::Inspect(args) => inspect::run(args).await,
-        Command::Diff(args) => return diff::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Sbom(args) => sbom::run(args).await,
         Command::Sign(args) => sign::run(args).await,
         Command::CheckSignature(args) => check_signature::run(args).await,
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::failed(&error),
-    }
+    done.map(|()| ExitCode::SUCCESS)
 }

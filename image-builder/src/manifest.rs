@@ -43,8 +43,8 @@ pub struct Manifest {
     pub tools: Vec<Tool>,
     /// Our programs in the image, by name.
     pub programs: BTreeMap<String, Contents>,
-    /// Parts of the image, by name: `root.tar`, `root.ext4`, `esp`, `initrd`, `disk.raw`.
-    pub intermediates: BTreeMap<String, Contents>,
+    /// SHA-256 of parts of the image, by name: `esp`, `initrd`, `root.tar`.
+    pub intermediates: BTreeMap<String, String>,
     /// The files that were delivered, by name.
     pub artefacts: BTreeMap<String, Contents>,
 }
@@ -128,6 +128,35 @@ impl Manifest {
             intermediates: BTreeMap::new(),
             artefacts: BTreeMap::new(),
         }
+    }
+
+    /// Adds delivered files, by their names in `directory`.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn add_artefacts(&mut self, directory: &Path, names: &[String]) -> Result<(), ManifestError> {
+        let paths: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
+        for (name, contents) in names.iter().zip(Contents::of_files(&paths)) {
+            self.artefacts.insert(name.clone(), contents?);
+        }
+        Ok(())
+    }
+
+    /// The digests of the delivered files and of the manifest itself.
+    pub fn sums(&self) -> Sums {
+        let mut sums = Sums::of(&self.artefacts);
+        sums.0.insert(MANIFEST.to_owned(), Contents::of(self.render().as_bytes()).sha256);
+        sums
+    }
+
+    /// Writes the manifest, and then the list of digests, into a directory.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn write(&self, directory: &Path) -> Result<(), ManifestError> {
+        let _ = files::replace(directory.join(MANIFEST), self.render(), 0o644)?;
+        let _ = files::replace(directory.join(SUMS), self.sums().render(), 0o644)?;
+        Ok(())
     }
 
     /// As JSON, with a line end.

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 22] = [
+pub(crate) const ALL: [Tool; 24] = [
     CC,
     LIBC,
     Tool {
@@ -165,6 +165,16 @@ pub(crate) const ALL: [Tool; 22] = [
         sign: Program("systemd-analyze"),
         source: Debian("systemd"),
         why: "judges the image's units, in tests",
+    },
+    Tool {
+        sign: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        source: Debian("debian-archive-keyring"),
+        why: "says whether lists of packages are Debian's, for image-builder lock",
+    },
+    Tool {
+        sign: Program("gpg-agent"),
+        source: Debian("gnupg"),
+        why: "signs the lists of a mirror, in tests",
     },
     RUSTFMT,
     CLIPPY,
