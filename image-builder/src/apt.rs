@@ -39,7 +39,9 @@ pub struct Wanted<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The keys of Debian's archive are not here.
-    #[error("{0} with the keys of Debian's archive is missing; install the package debian-archive-keyring, or name it with --keyring")]
+    #[error(
+        "{0} with the keys of Debian's archive is missing; install the package debian-archive-keyring, or name it with --keyring"
+    )]
     NoKeyring(PathBuf),
     /// What the recipe says is no name.
     #[error("{0:?} cannot be the name of a package or of a Debian release; correct the recipe")]
@@ -90,7 +92,12 @@ pub async fn resolve(wanted: Wanted<'_>, mirrors: &Mirrors, keyring: &Path) -> R
     if !is_word(wanted.suite, "-.") {
         return Err(ResolveError::BadName(wanted.suite.to_owned()));
     }
-    if let Some(name) = wanted.image.iter().chain(wanted.tools).find(|name| !is_package_name(name)) {
+    if let Some(name) = wanted
+        .image
+        .iter()
+        .chain(wanted.tools)
+        .find(|name| !is_package_name(name))
+    {
         return Err(ResolveError::BadName(name.clone()));
     }
     let keyring = fs::canonicalize(keyring).map_err(|_| ResolveError::NoKeyring(keyring.to_owned()))?;
@@ -131,15 +138,37 @@ struct Apt {
 impl Apt {
     async fn prepare(suite: &str, mirrors: &Mirrors, keyring: &Path) -> Result<Self, ResolveError> {
         let dir = TempDir::with_prefix("sysvm-apt-")?;
-        for name in ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "etc/trusted.gpg.d", "log"] {
+        for name in [
+            "etc/apt.conf.d",
+            "etc/preferences.d",
+            "etc/sources.list.d",
+            "etc/trusted.gpg.d",
+            "log",
+        ] {
             fs::create_dir_all(dir.path().join(name))?;
         }
         for name in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.path().join(name))?;
         }
-        let dump = Cmd::new("apt-config").arg("dump").env("LC_ALL", "C").run().await?.text();
-        let netrc = ["shell", "netrc", "Dir::Etc::netrc/f", "netrcparts", "Dir::Etc::netrcparts/d"];
-        let netrc = Cmd::new("apt-config").args(netrc).env("LC_ALL", "C").run().await?.text();
+        let dump = Cmd::new("apt-config")
+            .arg("dump")
+            .env("LC_ALL", "C")
+            .run()
+            .await?
+            .text();
+        let netrc = [
+            "shell",
+            "netrc",
+            "Dir::Etc::netrc/f",
+            "netrcparts",
+            "Dir::Etc::netrcparts/d",
+        ];
+        let netrc = Cmd::new("apt-config")
+            .args(netrc)
+            .env("LC_ALL", "C")
+            .run()
+            .await?
+            .text();
         let apt = Self { dir };
         let root = apt.dir.path().to_string_lossy();
         // There may be the passwords of proxies in it.
@@ -175,7 +204,14 @@ impl Apt {
         suite: &str,
         packages: &[String],
     ) -> Result<BTreeMap<String, Found>, ResolveError> {
-        let install = ["install", "-qq", "--print-uris", "-o", "Acquire::ForceHash=SHA256", "--"];
+        let install = [
+            "install",
+            "-qq",
+            "--print-uris",
+            "-o",
+            "Acquire::ForceHash=SHA256",
+            "--",
+        ];
         match self.cmd("apt-get").args(install).args(packages).run().await {
             Ok(output) => parse_uris(&output.text()),
             Err(ExecError::Failed { printed, .. }) if !unknown(&printed).is_empty() => Err(ResolveError::Unknown {
@@ -205,7 +241,9 @@ impl Apt {
         let lists: Vec<_> = fs::read_dir(self.path("state/lists"))?.collect::<io::Result<_>>()?;
         let of = |(_, name): (_, String)| {
             let ending = format!("_dists_{name}_InRelease");
-            let mut files = lists.iter().filter(|file| file.file_name().to_string_lossy().ends_with(&ending));
+            let mut files = lists
+                .iter()
+                .filter(|file| file.file_name().to_string_lossy().ends_with(&ending));
             let file = files.next();
             let file = file.ok_or_else(|| ResolveError::Answer(format!("it has no InRelease file of {name}")))?;
             let in_release = sha256_of(File::open(file.path())?)?;
@@ -282,7 +320,9 @@ fn parse_uris(text: &str) -> Result<BTreeMap<String, Found>, ResolveError> {
     };
     let not_understood = |line: &str| ResolveError::Answer(format!("{line:?} is not the address of a package"));
     let lines = text.lines().filter(|line| !line.trim().is_empty());
-    lines.map(|line| found(line).ok_or_else(|| not_understood(line))).collect()
+    lines
+        .map(|line| found(line).ok_or_else(|| not_understood(line)))
+        .collect()
 }
 
 /// The packages that apt does not know, in what it prints then.
@@ -290,7 +330,9 @@ fn unknown(printed: &str) -> Vec<&str> {
     let name = |line| {
         let line = str::strip_prefix(line, "E: ")?;
         let missing = line.strip_prefix("Unable to locate package ");
-        let quoted = line.strip_prefix("Package '").and_then(|rest| rest.split_once("' has no installation candidate"));
+        let quoted = line
+            .strip_prefix("Package '")
+            .and_then(|rest| rest.split_once("' has no installation candidate"));
         missing.or(quoted.map(|(name, _)| name))
     };
     printed.lines().filter_map(name).map(str::trim).collect()
@@ -298,14 +340,21 @@ fn unknown(printed: &str) -> Vec<&str> {
 
 /// Both of apt's answers together.
 fn package(found: &Found, known: &BTreeMap<String, Control>, mirrors: &Mirrors) -> Result<Package, ResolveError> {
-    let Found { name, version, url, sha256 } = found;
+    let Found {
+        name,
+        version,
+        url,
+        sha256,
+    } = found;
     let lacks = |what: &str| ResolveError::Answer(format!("it says no {what} of {name} {version}"));
     let control = known.get(sha256).ok_or_else(|| lacks("description"))?;
     let path = control.get("Filename").ok_or_else(|| lacks("file name"))?;
     let size = control.get("Size").and_then(|size| size.parse().ok());
     let comes_from = |archive: &&str| {
         let bases = mirrors.of_archive(archive).iter();
-        bases.filter_map(|base| url.strip_prefix(base.as_str())).any(|rest| rest.starts_with('/'))
+        bases
+            .filter_map(|base| url.strip_prefix(base.as_str()))
+            .any(|rest| rest.starts_with('/'))
     };
     // The longest: an archive may be below another one.
     let longest = |archive: &&str| mirrors.of_archive(archive).first().map_or(0, String::len);

@@ -66,12 +66,19 @@ impl Desk {
 
     async fn lock(&self, url: &str, more: &[&str]) -> Result<Output, String> {
         let lock = self.builder("lock").arg("--recipe").arg(self.path("recipe"));
-        let lock = lock.arg("--keyring").arg(&self.keyring).args(["--mirror", url]).args(more);
+        let lock = lock
+            .arg("--keyring")
+            .arg(&self.keyring)
+            .args(["--mirror", url])
+            .args(more);
         lock.run().await.map_err(|error| said(&error))
     }
 
     fn fetching(&self, options: &[&str]) -> Cmd {
-        self.builder("fetch").arg("--cache").arg(self.path("cache")).args(options)
+        self.builder("fetch")
+            .arg("--cache")
+            .arg(self.path("cache"))
+            .args(options)
     }
 
     async fn fetch(&self, options: &[&str]) -> Result<Output, String> {
@@ -92,7 +99,11 @@ impl Desk {
             assert_eq!(sha256(&fs::read(file(&package.sha256)).unwrap()), package.sha256);
             names.push(package.name);
         }
-        assert_eq!(fs::read_dir(self.path("cache/deb")).unwrap().count(), names.len(), "nothing else is there");
+        assert_eq!(
+            fs::read_dir(self.path("cache/deb")).unwrap().count(),
+            names.len(),
+            "nothing else is there"
+        );
         names
     }
 }
@@ -102,7 +113,10 @@ fn said(error: &ExecError) -> String {
     let ExecError::Failed { printed, .. } = error else {
         panic!("{error}");
     };
-    printed.split_once("error: ").map_or(printed.as_str(), |(_, line)| line).to_owned()
+    printed
+        .split_once("error: ")
+        .map_or(printed.as_str(), |(_, line)| line)
+        .to_owned()
 }
 
 #[tokio::test]
@@ -120,13 +134,19 @@ async fn a_lock_is_the_same_whichever_mirror_answers() {
 
     let lock = Lock::parse(&first).unwrap();
     let names = |packages: &[image_builder::lock::Package]| -> Vec<String> {
-        packages.iter().map(|package| format!("{} {}", package.name, package.version)).collect()
+        packages
+            .iter()
+            .map(|package| format!("{} {}", package.name, package.version))
+            .collect()
     };
     assert_eq!(lock.requested, ["wanted"]);
     assert_eq!(names(&lock.packages), ["base 1:1.0-1", "needed 3", "wanted 2.0+x~rc1"]);
     assert_eq!(names(&lock.tools), ["needed 3", "tool 5"]);
     let base = &lock.packages[0];
-    assert_eq!((base.source.as_str(), base.source_version.as_str()), ("the-base", "1.0-1"));
+    assert_eq!(
+        (base.source.as_str(), base.source_version.as_str()),
+        ("the-base", "1.0-1")
+    );
     assert_eq!(base.path, "pool/main/base/base_1%3a1.0-1_all.deb");
     assert_eq!(base.archive, "debian");
     let suites: Vec<_> = lock.suites.iter().map(|suite| suite.name.as_str()).collect();
@@ -146,7 +166,8 @@ async fn newer_packages_are_told_and_taken_only_when_asked_for() {
 
     let newer = sample("wanted", "2.0+x-1", "Depends: unused\n");
     archive.publish(&[BASE, NEEDED, UNUSED, TOOL, newer]).await;
-    let news = "added to image: unused 4\nupdated in image: wanted 2.0+x~rc1 -> 2.0+x-1\nremoved from image: needed 3\n";
+    let news =
+        "added to image: unused 4\nupdated in image: wanted 2.0+x~rc1 -> 2.0+x-1\nremoved from image: needed 3\n";
     assert!(desk.lock(&archive.url(), &["--check"]).await.is_err());
     assert_eq!(desk.lock_text(), old);
     let taken = desk.lock(&archive.url(), &[]).await.unwrap();
@@ -177,13 +198,22 @@ async fn what_cannot_be_locked_is_named_and_the_old_lock_stays() {
     let good = fs::read_to_string(&list).unwrap();
     put(&list, good.replace("Depends: needed", "Depends: unused"));
     let error = desk.lock(&archive.url(), &[]).await.unwrap_err();
-    let begin = format!("cannot get the lists of packages from {0}/debian and {0}/debian-security: ", archive.url());
-    assert!(error.starts_with(&begin) && error.contains("Hash Sum mismatch"), "{error}");
+    let begin = format!(
+        "cannot get the lists of packages from {0}/debian and {0}/debian-security: ",
+        archive.url()
+    );
+    assert!(
+        error.starts_with(&begin) && error.contains("Hash Sum mismatch"),
+        "{error}"
+    );
     put(&list, good);
 
     let other = Archive::of(&[]).await;
     let error = desk.lock(&other.url(), &[]).await.unwrap_err();
-    assert!(error.contains("public key is not available") || error.contains("Missing key"), "{error}");
+    assert!(
+        error.contains("public key is not available") || error.contains("Missing key"),
+        "{error}"
+    );
     assert_eq!(desk.lock_text(), old);
 }
 
@@ -245,11 +275,17 @@ async fn each_package_that_cannot_be_fetched_is_named_and_the_others_stay() {
     assert_eq!(desk.cached(), ["base", "tool"]);
 
     server.asked();
-    let both = [server.url.as_str(), &archive.url()].map(|url| ["--mirror".to_owned(), url.to_owned()]).concat();
+    let both = [server.url.as_str(), &archive.url()]
+        .map(|url| ["--mirror".to_owned(), url.to_owned()])
+        .concat();
     let both: Vec<&str> = both.iter().map(String::as_str).collect();
     desk.fetch(&both).await.unwrap();
     assert_eq!(desk.cached(), ["base", "needed", "wanted", "tool"]);
-    assert_eq!(server.asked().len(), 2, "what the first mirror lacks is taken from the second");
+    assert_eq!(
+        server.asked().len(),
+        2,
+        "what the first mirror lacks is taken from the second"
+    );
 }
 
 #[tokio::test]
@@ -261,7 +297,10 @@ async fn a_package_that_ends_early_is_not_taken_and_a_rerun_goes_on() {
 
     server.trouble("wanted_2", Trouble::Cut);
     let error = desk.fetch(&["--mirror", &server.url]).await.unwrap_err();
-    assert!(error.contains("\n  wanted 2.0+x~rc1: ") && error.contains(&server.url), "{error}");
+    assert!(
+        error.contains("\n  wanted 2.0+x~rc1: ") && error.contains(&server.url),
+        "{error}"
+    );
     assert!(!desk.cached().contains(&"wanted".to_owned()));
 
     server.all_is_well();
@@ -282,7 +321,10 @@ async fn a_fetch_that_was_killed_is_continued() {
     desk.lock(&archive.url(), &[]).await.unwrap();
 
     server.trouble("wanted_2", Trouble::Stalled);
-    let running = desk.fetching(&["--mirror", &server.url]).spawn(desk.path("log")).unwrap();
+    let running = desk
+        .fetching(&["--mirror", &server.url])
+        .spawn(desk.path("log"))
+        .unwrap();
     let others = async {
         while !desk.path("cache/deb").is_dir() || desk.cached() != ["base", "needed", "tool"] {
             sleep(Duration::from_millis(50)).await;

@@ -59,7 +59,11 @@ async fn libc(cache: &Cache) -> Package {
 async fn tools_run_with_their_own_loader_and_without_our_environment() {
     let dir = TempDir::new().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
-    let env = pack(&cache, "coreutils", &[("usr/bin/env", "/usr/bin/env"), ("usr/bin/sha256sum", "/usr/bin/env")]);
+    let env = pack(
+        &cache,
+        "coreutils",
+        &[("usr/bin/env", "/usr/bin/env"), ("usr/bin/sha256sum", "/usr/bin/env")],
+    );
     let packages = [env.await, libc(&cache).await];
     let tools = Tools::unpack(&cache, &packages, 1_735_689_600).unwrap();
 
@@ -67,12 +71,33 @@ async fn tools_run_with_their_own_loader_and_without_our_environment() {
     let mut lines: Vec<&str> = printed.lines().collect();
     lines.sort_unstable();
     let config = format!("MKE2FS_CONFIG={}", tools.path("etc/mke2fs.conf").display());
-    assert_eq!(lines, ["LC_ALL=C.UTF-8", config.as_str(), "SOURCE_DATE_EPOCH=1735689600", "TZ=UTC"]);
+    assert_eq!(
+        lines,
+        [
+            "LC_ALL=C.UTF-8",
+            config.as_str(),
+            "SOURCE_DATE_EPOCH=1735689600",
+            "TZ=UTC"
+        ]
+    );
     // It is the loader and libc of the package, and not of this machine.
-    let maps = tools.cmd("env").unwrap().env("LD_TRACE_LOADED_OBJECTS", "1").run().await.unwrap().text();
-    assert!(maps.contains(&*tools.path("usr/lib/x86_64-linux-gnu/libc.so.6").to_string_lossy()), "{maps}");
+    let maps = tools
+        .cmd("env")
+        .unwrap()
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
+        .run()
+        .await
+        .unwrap()
+        .text();
+    assert!(
+        maps.contains(&*tools.path("usr/lib/x86_64-linux-gnu/libc.so.6").to_string_lossy()),
+        "{maps}"
+    );
     assert!(!tools.path("usr/share/doc/libc6/copyright").exists());
-    assert_eq!(tools.cmd("mke2fs").unwrap_err().to_string(), "the locked tools have no mke2fs; run image-builder lock");
+    assert_eq!(
+        tools.cmd("mke2fs").unwrap_err().to_string(),
+        "the locked tools have no mke2fs; run image-builder lock"
+    );
 
     // The second time nothing is unpacked: not even the packages are needed.
     fs::remove_dir_all(cache.dir().join("deb")).unwrap();
@@ -112,13 +137,23 @@ async fn packages_come_in_their_order_and_the_first_that_fails_is_named() {
     let cache = Cache::open(dir.path()).unwrap();
     let mut packages = Vec::new();
     for name in ["small", "large", "middle"] {
-        let file = if name == "large" { "/lib/x86_64-linux-gnu/libc.so.6" } else { "/etc/passwd" };
+        let file = if name == "large" {
+            "/lib/x86_64-linux-gnu/libc.so.6"
+        } else {
+            "/etc/passwd"
+        };
         packages.push(pack(&cache, name, &[("usr/a", file), ("usr/b", "/etc/hostname")]).await);
     }
     let read = cache.read_all(&packages, |path, _| path != "usr/b").unwrap();
-    let names: Vec<_> = read.iter().map(|(package, deb)| (package.name.as_str(), deb.control.package())).collect();
+    let names: Vec<_> = read
+        .iter()
+        .map(|(package, deb)| (package.name.as_str(), deb.control.package()))
+        .collect();
     assert_eq!(names, [("small", "small"), ("large", "large"), ("middle", "middle")]);
-    assert_eq!(read[1].1.data.contents("usr/a").unwrap(), &fs::read("/lib/x86_64-linux-gnu/libc.so.6").unwrap());
+    assert_eq!(
+        read[1].1.data.contents("usr/a").unwrap(),
+        &fs::read("/lib/x86_64-linux-gnu/libc.so.6").unwrap()
+    );
     assert!(read.iter().all(|(_, deb)| deb.data.get("usr/b").is_none()));
 
     "2".clone_into(&mut packages[2].version);
@@ -130,6 +165,9 @@ async fn packages_come_in_their_order_and_the_first_that_fails_is_named() {
     let missing = cache.read_all(&packages[..1], |_, _| true).unwrap_err().to_string();
     assert_eq!(
         missing,
-        format!("the package small 1 is not in the cache {}; run image-builder fetch", dir.path().display())
+        format!(
+            "the package small 1 is not in the cache {}; run image-builder fetch",
+            dir.path().display()
+        )
     );
 }

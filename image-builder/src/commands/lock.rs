@@ -45,7 +45,10 @@ pub(crate) struct Lock {
 }
 
 pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(!args.source.offline, "what Debian has today cannot be known with --offline");
+    anyhow::ensure!(
+        !args.source.offline,
+        "what Debian has today cannot be known with --offline"
+    );
     let recipe = args.recipe.as_deref().map_or_else(Recipe::own, Recipe::load);
     let recipe = recipe.context("reading the recipe")?;
     let old = args.lock.read_if_there()?;
@@ -68,7 +71,11 @@ pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
     if args.check {
         let is_current = changed == Some(0);
         info!(changed, is_current, "Lock file compared with what Debian has today");
-        return Ok(if is_current { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(if is_current {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
     let text = new.render().context("writing the lock file")?;
     let path = &args.lock.path;

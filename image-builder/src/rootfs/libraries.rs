@@ -37,8 +37,8 @@ pub(super) fn missing(tree: &Tree) -> Vec<String> {
                 continue;
             }
         };
-        if let Some(interpreter) = needs.interpreter
-            && tree.resolve(&interpreter).is_none()
+        if let Some(interpreter) = &needs.interpreter
+            && tree.resolve(interpreter).is_none()
         {
             problems.push(format!("{path} needs {interpreter}, which is not there"));
         }
@@ -47,7 +47,9 @@ pub(super) fn missing(tree: &Tree) -> Vec<String> {
             .folders
             .iter()
             .map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
-        let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).collect();
+        // A library may count on the program that loads it, which looks in the library's folder.
+        let beside = needs.interpreter.is_none().then(|| origin.to_owned());
+        let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).chain(beside).collect();
         for library in &needs.libraries {
             let is_there = |folder: &String| tree.resolve(&format!("{folder}/{library}")).is_some();
             if !folders.iter().any(is_there) {

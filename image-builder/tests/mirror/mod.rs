@@ -64,7 +64,16 @@ impl Archive {
             gpg_home,
             dir,
         };
-        let key = ["--batch", "--passphrase", "", "--quick-gen-key", "mirror@example.org", "ed25519", "sign", "never"];
+        let key = [
+            "--batch",
+            "--passphrase",
+            "",
+            "--quick-gen-key",
+            "mirror@example.org",
+            "ed25519",
+            "sign",
+            "never",
+        ];
         archive.gpg().args(key).run().await.unwrap();
         let export = archive.gpg().arg("--export").run().await.unwrap();
         put(&archive.keyring, export.stdout);
@@ -76,11 +85,20 @@ impl Archive {
     pub async fn publish(&self, samples: &[Sample]) {
         let mut list = String::new();
         for sample in samples {
-            let path = format!("pool/main/{0}/{0}_{1}_all.deb", sample.name, sample.version.replace(':', "%3a"));
+            let path = format!(
+                "pool/main/{0}/{0}_{1}_all.deb",
+                sample.name,
+                sample.version.replace(':', "%3a")
+            );
             let bytes = self.build(sample).await;
             put(&self.debian().join(&path), &bytes);
             let (size, digest) = (bytes.len(), sha256(&bytes));
-            writeln!(list, "{}Filename: {path}\nSize: {size}\nSHA256: {digest}\n", control(sample)).unwrap();
+            writeln!(
+                list,
+                "{}Filename: {path}\nSize: {size}\nSHA256: {digest}\n",
+                control(sample)
+            )
+            .unwrap();
         }
         self.suite("debian", "trixie", &list).await;
         self.suite("debian", "trixie-updates", "").await;
@@ -110,14 +128,28 @@ impl Archive {
     }
 
     async fn build(&self, sample: &Sample) -> Vec<u8> {
-        let root = self.dir.path().join("build").join(sample.name).join(sample.version.replace(':', "_"));
+        let root = self
+            .dir
+            .path()
+            .join("build")
+            .join(sample.name)
+            .join(sample.version.replace(':', "_"));
         put(&root.join("DEBIAN/control"), control(sample));
         // Not to be compressed: its length is the package's.
-        let noise: Vec<u8> = (0_u32..).flat_map(|number| Sha256::digest(number.to_be_bytes())).take(sample.length).collect();
+        let noise: Vec<u8> = (0_u32..)
+            .flat_map(|number| Sha256::digest(number.to_be_bytes()))
+            .take(sample.length)
+            .collect();
         put(&root.join("usr/share").join(sample.name).join("file"), noise);
         let deb = root.with_extension("deb");
         let build = Cmd::new("dpkg-deb").args(["-Znone", "--root-owner-group", "-b"]);
-        build.arg(&root).arg(&deb).env("SOURCE_DATE_EPOCH", "1700000000").run().await.unwrap();
+        build
+            .arg(&root)
+            .arg(&deb)
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .run()
+            .await
+            .unwrap();
         fs::read(deb).unwrap()
     }
 
@@ -127,7 +159,9 @@ impl Archive {
 }
 
 fn control(sample: &Sample) -> String {
-    let Sample { name, version, fields, .. } = sample;
+    let Sample {
+        name, version, fields, ..
+    } = sample;
     format!(
         "Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\n{fields}\
          Description: for a test\n"
@@ -204,19 +238,32 @@ fn answer(shared: &Shared, connection: TcpStream) -> Option<()> {
     while input.read_line(&mut line).ok()? > 2 {
         line.clear();
     }
-    let path = request.split(' ').nth(1)?.trim_start_matches('/').replace("%2b", "+").replace("%25", "%");
+    let path = request
+        .split(' ')
+        .nth(1)?
+        .trim_start_matches('/')
+        .replace("%2b", "+")
+        .replace("%25", "%");
     shared.asked.lock().unwrap().push(path.rsplit('/').next()?.to_owned());
     let trouble = {
         let troubles = shared.troubles.lock().unwrap();
-        troubles.iter().find(|(part, _)| path.contains(part.as_str())).map(|(_, trouble)| *trouble)
+        troubles
+            .iter()
+            .find(|(part, _)| path.contains(part.as_str()))
+            .map(|(_, trouble)| *trouble)
     };
-    let contents = fs::read(shared.dir.join(&path)).ok().filter(|_| trouble != Some(Trouble::Missing));
+    let contents = fs::read(shared.dir.join(&path))
+        .ok()
+        .filter(|_| trouble != Some(Trouble::Missing));
     let mut output = connection;
     let Some(mut contents) = contents else {
         let head = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         return output.write_all(head.as_bytes()).ok();
     };
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", contents.len());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        contents.len()
+    );
     output.write_all(head.as_bytes()).ok()?;
     let middle = contents.len() / 2;
     match trouble {
