@@ -204,7 +204,11 @@ fn check(given: &str) -> Result<String, MirrorError> {
     if url.query().is_some() || url.fragment().is_some() || given.contains(['[', ']', '%']) {
         return Err(bad("it has one of ?, #, [, ] and % in it"));
     }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    let url = url.as_str().trim_end_matches('/');
+    // As apt itself writes it.
+    Ok(url
+        .strip_prefix("file://")
+        .map_or_else(|| url.to_owned(), |path| format!("file:{path}")))
 }
 
 #[cfg(test)]
@@ -221,13 +225,13 @@ mod tests {
         let mirrors = named(&["https://mirror.example.org/", "file:///srv"]).unwrap();
         assert_eq!(
             mirrors.of_archive("debian"),
-            ["https://mirror.example.org/debian", "file:///srv/debian"]
+            ["https://mirror.example.org/debian", "file:/srv/debian"]
         );
         assert_eq!(
             mirrors.of_archive("debian-security"),
             [
                 "https://mirror.example.org/debian-security",
-                "file:///srv/debian-security"
+                "file:/srv/debian-security"
             ]
         );
     }

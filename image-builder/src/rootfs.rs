@@ -8,6 +8,7 @@
 use bytes::Bytes;
 
 use crate::deb::Deb;
+use crate::lock::Package;
 use crate::recipe::Recipe;
 use crate::tree::{Entry, Tree, TreeError};
 
@@ -23,6 +24,7 @@ mod unpack;
 mod users;
 
 pub use patterns::BadPattern;
+pub use prune::prune;
 use users::Accounts;
 
 /// What the builder puts into the image on top of packages and recipe.
@@ -86,7 +88,7 @@ pub enum BadRoot {
 ///
 /// # Errors
 /// Packages and recipe do not fit together.
-pub fn base(debs: &[Deb], recipe: &Recipe) -> Result<Tree, BadRoot> {
+pub fn base(debs: &[(Package, Deb)], recipe: &Recipe) -> Result<Tree, BadRoot> {
     let unpacked = unpack::unpack(debs, &recipe.left_out())?;
     let mut tree = unpacked.tree;
     let accounts = Accounts::read(&tree, recipe)?;
@@ -95,7 +97,7 @@ pub fn base(debs: &[Deb], recipe: &Recipe) -> Result<Tree, BadRoot> {
     dpkg::write(&mut tree, &unpacked.packages)?;
     rules::apply(&mut tree, recipe, &accounts)?;
     checks::clear_set_id(&mut tree, &recipe.set_id)?;
-    prune::prune(&mut tree, recipe)?;
+    prune(&mut tree, recipe)?;
     tree.check()?;
     Ok(tree)
 }

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 22] = [
+pub(crate) const ALL: [Tool; 25] = [
     CC,
     LIBC,
     Tool {
@@ -165,6 +165,21 @@ pub(crate) const ALL: [Tool; 22] = [
         sign: Program("systemd-analyze"),
         source: Debian("systemd"),
         why: "judges the image's units, in tests",
+    },
+    Tool {
+        sign: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        source: Debian("debian-archive-keyring"),
+        why: "says whether lists of packages are Debian's, for image-builder lock",
+    },
+    Tool {
+        sign: Program("gpg-agent"),
+        source: Debian("gnupg"),
+        why: "signs the lists of a mirror, in tests",
+    },
+    Tool {
+        sign: Program("mmdebstrap"),
+        source: Debian("mmdebstrap"),
+        why: "installs the image's packages for comparison, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -343,7 +358,8 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd",
+             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
+             debian-archive-keyring gnupg mmdebstrap",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

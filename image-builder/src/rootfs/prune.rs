@@ -7,8 +7,12 @@ use super::patterns::Patterns;
 use crate::recipe::Recipe;
 use crate::tree::{Node, Tree};
 
-/// Takes files out, and then the directories that this made empty. Hard links keep their contents.
-pub(super) fn prune(tree: &mut Tree, recipe: &Recipe) -> Result<(), BadRoot> {
+/// Takes out the files that the recipe says nobody needs, and then the directories that this made empty. A file that has
+/// other names lives on under these.
+///
+/// # Errors
+/// A pattern is none.
+pub fn prune(tree: &mut Tree, recipe: &Recipe) -> Result<(), BadRoot> {
     let mut rules = Vec::new();
     for rule in &recipe.prune {
         rules.push((Patterns::new(&rule.paths)?, Patterns::new(&rule.except)?));
