@@ -8,17 +8,23 @@ use platform::{exit, logging, shutdown};
 
 mod commands;
 
-use commands::{fetch, lock};
+use commands::{build, check_signature, diff, fetch, inspect, lock, sbom, sign, verify};
 
 const EXAMPLES: &str = "\
 Examples:
-  image-builder lock     which packages: what Debian has today (image-builder/image.lock keeps it)
-  image-builder fetch    get them
+  image-builder lock                             which packages: what Debian has today
+  image-builder build --programs DIR             images, in image/
+  image-builder inspect image/sysvm.qcow2        what is in it: kernel, packages, units, users
+  image-builder diff old.qcow2 new.ova           which packages and files changed
+  image-builder verify image/ --programs DIR     build again: are these the bytes that recipe and lock file make?
+  image-builder sign image/ --key image.key      sign its list of digests
+  image-builder publish image/ --output DIR      as a CloudStack server expects it
 
-docs/image.md explains what is in the image. Logs and progress go to standard error; SYSVM_LOG=debug shows more.
-Exit status: 0 done; 1 it failed, or what was compared is not the same; 2 the command line makes no sense.";
+`image-builder COMMAND --help` has more. docs/image-builder.md is the manual.
+Logs and progress go to standard error; SYSVM_LOG=debug shows more.
+Exit status: 0 done, 1 failed or not as it should be, 2 wrong usage; diff: 0 same, 1 different, 2 trouble.";
 
-/// Makes the system VM image from Debian packages: byte for byte the same each time, without root.
+/// Makes the system VM image from Debian packages, byte for byte the same each time and without root; checks and explains it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -28,8 +34,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Fetch(fetch::Fetch),
     Lock(lock::Lock),
+    Fetch(fetch::Fetch),
+    Build(build::Build),
+    Inspect(inspect::Inspect),
+    Diff(diff::Diff),
+    Verify(verify::Verify),
+    Sbom(sbom::Sbom),
+    Sign(sign::Sign),
+    CheckSignature(check_signature::CheckSignature),
 }
 
 fn main() -> ExitCode {
@@ -52,8 +65,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Fetch(args) => fetch::run(args).await.map(|()| ExitCode::SUCCESS),
-        Command::Lock(args) => lock::run(args).await,
-    }
+    let done = match command {
+        Command::Lock(args) => return lock::run(args).await,
+        Command::Diff(args) => return Ok(diff::run(args).await),
+        Command::Fetch(args) => fetch::run(args).await,
+        Command::Build(args) => build::run(args).await,
+        Command::Inspect(args) => inspect::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
+        Command::Sbom(args) => sbom::run(args).await,
+        Command::Sign(args) => sign::run(args).await,
+        Command::CheckSignature(args) => check_signature::run(args).await,
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

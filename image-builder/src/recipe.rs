@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::cache::hex;
 
 static OWN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/recipe");
 
@@ -56,6 +59,14 @@ pub struct Recipe {
     /// What packages have and the image has not.
     #[serde(default)]
     pub prune: Vec<Prune>,
+    /// Our programs in the image, by name.
+    pub programs: Vec<String>,
+    /// SHA-256 of `recipe.toml`, in hexadecimal digits.
+    #[serde(skip)]
+    pub main_digest: String,
+    /// SHA-256 of the whole recipe, in hexadecimal digits.
+    #[serde(skip)]
+    pub digest: String,
     /// Files of the overlay by their path in the image. Not in `recipe.toml`.
     #[serde(skip)]
     pub overlay: BTreeMap<String, Bytes>,
@@ -274,6 +285,13 @@ impl Recipe {
             Some((path.to_owned(), contents.clone()))
         });
         recipe.overlay = overlay.collect();
+        recipe.main_digest = hex(Sha256::digest(main));
+        let mut digest = Sha256::new();
+        for (path, contents) in files {
+            digest.update(format!("{path}\0{}\0", contents.len()));
+            digest.update(contents);
+        }
+        recipe.digest = hex(digest.finalize());
         Ok(recipe)
     }
 }

@@ -8,7 +8,6 @@
 use bytes::Bytes;
 
 use crate::deb::Deb;
-use crate::lock::Package;
 use crate::recipe::Recipe;
 use crate::tree::{Entry, Tree, TreeError};
 
@@ -88,7 +87,7 @@ pub enum BadRoot {
 ///
 /// # Errors
 /// Packages and recipe do not fit together.
-pub fn base(debs: &[(Package, Deb)], recipe: &Recipe) -> Result<Tree, BadRoot> {
+pub fn base(debs: &[Deb], recipe: &Recipe) -> Result<Tree, BadRoot> {
     let unpacked = unpack::unpack(debs, &recipe.left_out())?;
     let mut tree = unpacked.tree;
     let accounts = Accounts::read(&tree, recipe)?;

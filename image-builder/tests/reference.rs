@@ -44,10 +44,11 @@ async fn the_tree_is_the_one_that_maintainer_scripts_make() {
     let cache = Cache::open(Cache::default_dir().unwrap()).unwrap();
     let packages = packages(&cache).await;
     let debs = cache.read_all(&packages, |_, _| true).unwrap();
-    let ours = rootfs::base(&debs, &recipe).unwrap();
-
     let folder = tempfile::tempdir().unwrap();
     let tar = install(folder.path(), &cache, &debs, &recipe).await;
+    let debs: Vec<Deb> = debs.into_iter().map(|(_, deb)| deb).collect();
+    let ours = rootfs::base(&debs, &recipe).unwrap();
+
     let mut theirs = Tree::read_tar(BufReader::new(File::open(tar).unwrap())).unwrap();
     take_out_packages(&mut theirs, &recipe);
     rootfs::prune(&mut theirs, &recipe).unwrap();

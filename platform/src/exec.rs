@@ -191,7 +191,7 @@ impl Cmd {
             program: outer.program,
             args,
             env,
-            is_env_ours: outer.is_env_ours && self.is_env_ours,
+            is_env_ours: self.is_env_ours && outer.is_env_ours,
             stdin: self.stdin,
             time_limit: self.time_limit,
         }

@@ -168,6 +168,46 @@ async fn each_program_runs_as_the_service_of_a_vm_with_the_rights_it_needs() {
     // CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_NET_BIND_SERVICE, CAP_SYS_ADMIN
     has(&status, "CapEff", "000000000020040b");
     stops(&vm, "cs-ssvm").await;
+    ssvm_may_mount(&vm).await;
+}
+
+/// What mount(8) does with exactly the rights that `ssvm` has: it mounts, and the NFS client of the kernel gets as far as a
+/// server that is not there.
+async fn ssvm_may_mount(vm: &Booted) {
+    const STORE: &str = "/mnt/SecStorage/store";
+    let unit = vm.read("/etc/systemd/system/cs-ssvm.service").await.unwrap();
+    let (mut lines, mut replaced) = (Vec::new(), 0);
+    for line in unit.lines() {
+        match line.split_once('=') {
+            Some(("ExecStart", _)) => {
+                replaced += 1;
+                lines.extend([
+                    format!("ExecStart=/usr/bin/mkdir {STORE}"),
+                    format!("ExecStart=-/usr/bin/mount -t nfs -o vers=4.2,retry=0 -- 192.0.2.10:/store {STORE}"),
+                    format!("ExecStart=/usr/bin/mount -t tmpfs -- store {STORE}"),
+                    format!("ExecStart=/usr/bin/findmnt --mountpoint {STORE}"),
+                ]);
+            }
+            Some(("Type", _)) => lines.push("Type=oneshot".to_owned()),
+            Some(("Restart", _)) => lines.push("Restart=no".to_owned()),
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    assert_eq!(replaced, 1, "{unit}");
+    let text = lines.join("\n") + "\n";
+    vm.write("/run/systemd/system/try-mount.service", text.as_bytes())
+        .await
+        .unwrap();
+    vm.text(&["systemctl", "daemon-reload"]).await.unwrap();
+    let ran = vm.run(&["systemctl", "start", "try-mount"]).await.unwrap();
+    let said = vm
+        .text(&["journalctl", "--boot", "--output=cat", "--unit=try-mount"])
+        .await
+        .unwrap();
+    assert_eq!(ran.code, Some(0), "{said}");
+    assert!(said.contains("Connection refused"), "{said}");
+    // It was the unit's own.
+    assert_ne!(vm.run(&["findmnt", "--mountpoint", STORE]).await.unwrap().code, Some(0));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod programs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use platform::exec::Cmd;
 use platform::files;
@@ -148,7 +148,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// The committed lock file, with its packages fetched. Mirrors delete packages when Debian replaces them: then one with
-/// today's packages, which is good for tests and for nothing else.
+/// today's packages, which is good for tests and for nothing else. (Without a network: with those of such an earlier day.)
 async fn usable_lock(builder: &Path, wanted: &Image, parts: &Path) -> anyhow::Result<PathBuf> {
     let fetch = |lock: &Path| {
         Cmd::new(builder)
@@ -166,22 +166,23 @@ async fn usable_lock(builder: &Path, wanted: &Image, parts: &Path) -> anyhow::Re
         Ok(_) => return Ok(committed.to_owned()),
         Err(error) => error.to_string(),
     };
-    if wanted.offline || !error.contains(GONE) {
-        bail!("{error}");
-    }
     let own = parts.join("image.lock");
+    let can_go_on = if wanted.offline {
+        own.is_file()
+    } else {
+        error.contains(GONE)
+    };
+    ensure!(can_go_on, "{error}");
     eprintln!(
         "warning: {error}\n\
-         warning: this image is NOT the one that {LOCK} describes: it gets today's packages, by {}",
+         warning: this image is NOT the one that {LOCK} describes: it gets the packages of {}",
         own.display()
     );
-    fs::copy(committed, &own).with_context(|| format!("writing {}", own.display()))?;
-    let resolve = Cmd::new(builder)
-        .arg("lock")
-        .arg("--lock")
-        .arg(&own)
-        .args(wanted.passed_on());
-    must_succeed(&resolve).await?;
+    if !wanted.offline {
+        fs::copy(committed, &own).with_context(|| format!("writing {}", own.display()))?;
+        let resolve = Cmd::new(builder).arg("lock").arg("--lock").arg(&own);
+        must_succeed(&resolve.args(wanted.passed_on())).await?;
+    }
     let second = fetch(&own);
     eprintln!("$ {second}");
     second.run().await?;

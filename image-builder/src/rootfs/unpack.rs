@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::BadRoot;
 use crate::deb::Deb;
-use crate::lock::Package;
 use crate::tree::{Entry, Node, Tree};
 
 /// `/bin` is a link to `usr/bin`, and so on, since Debian 12; base-files brings the links.
@@ -18,8 +17,8 @@ pub(super) struct Unpacked<'a> {
 }
 
 /// Unpacks in the order of the packages' names.
-pub(super) fn unpack<'a>(debs: &'a [(Package, Deb)], left_out: &BTreeSet<&str>) -> Result<Unpacked<'a>, BadRoot> {
-    let mut packages: BTreeMap<&str, &Deb> = debs.iter().map(|(package, deb)| (package.name.as_str(), deb)).collect();
+pub(super) fn unpack<'a>(debs: &'a [Deb], left_out: &BTreeSet<&str>) -> Result<Unpacked<'a>, BadRoot> {
+    let mut packages: BTreeMap<&str, &Deb> = debs.iter().map(|deb| (deb.control.package(), deb)).collect();
     for name in left_out {
         let there = packages.remove::<str>(name);
         there.ok_or_else(|| BadRoot::NotThere((*name).to_owned()))?;
