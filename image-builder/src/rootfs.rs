@@ -18,6 +18,8 @@ mod libraries;
 mod patterns;
 mod prune;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod units;
 mod unpack;
 mod users;
