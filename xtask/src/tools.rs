@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 32] = [
+pub(crate) const ALL: [Tool; 33] = [
     CC,
     LIBC,
     Tool {
@@ -215,6 +215,11 @@ pub(crate) const ALL: [Tool; 32] = [
         sign: Program("gpg-agent"),
         source: Debian("gnupg"),
         why: "signs the lists of a mirror, in tests",
+    },
+    Tool {
+        sign: Program("mmdebstrap"),
+        source: Debian("mmdebstrap"),
+        why: "installs the image's packages for comparison, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -395,7 +400,7 @@ mod tests {
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
              dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables \
-             systemd debian-archive-keyring gnupg",
+             systemd debian-archive-keyring gnupg mmdebstrap",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
