@@ -145,9 +145,8 @@ fn check_descriptor(source: &Source, sector: u64, sectors: u64) -> Result<(), Ba
     };
     let value = |key: &str| {
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        let mut values =
-            pairs.filter_map(|(found, value)| (found.trim() == key).then(|| value.trim().trim_matches('"')));
-        values.next()
+        let mut values = pairs.filter(|(found, _)| found.trim() == key);
+        values.next().map(|(_, value)| value.trim().trim_matches('"'))
     };
     match value("createType") {
         Some("streamOptimized" | "monolithicSparse") => {}
