@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use image_builder::cache::Cache;
 use image_builder::lock::Lock;
 use image_builder::recipe::Recipe;
-use platform::{files, shutdown};
+use platform::files;
 use tokio::task::spawn_blocking;
 
 pub(crate) mod build;
@@ -122,17 +122,16 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.context("the work panicked")
 }
 
-/// Like [`blocking`], until SIGINT or SIGTERM: then the flag that the work got becomes true, and it ends soon, leaving
+/// Like [`blocking`]. When nobody waits any more, the flag that the work got becomes true: it ends soon, and leaves
 /// nothing half done.
-async fn until_stopped(work: impl FnOnce(&AtomicBool) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&stop);
-    let signal = shutdown::signal();
-    let mut work = spawn_blocking(move || work(&seen));
-    tokio::select! {
-        result = &mut work => return result.context("the work panicked")?,
-        () = signal => stop.store(true, Ordering::Relaxed),
+async fn until_dropped(work: impl FnOnce(&AtomicBool) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    struct StopOnDrop(Arc<AtomicBool>);
+    impl Drop for StopOnDrop {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
-    work.await.context("the work panicked")??;
-    bail!("stopped when it was just done")
+    let stop = StopOnDrop(Arc::default());
+    let seen = Arc::clone(&stop.0);
+    blocking(move || work(&seen)).await?
 }

@@ -62,8 +62,9 @@ fn main() -> ExitCode {
             () = shutdown::signal() => Err(anyhow::anyhow!("interrupted; run it again to go on")),
         }
     });
-    // Not waiting for threads that were not asked to stop: what they write has no final name yet.
-    runtime.shutdown_timeout(Duration::from_millis(500));
+    // Threads that were asked to stop take their temporary files away. Others are not waited for: what they write has no
+    // final name yet.
+    runtime.shutdown_timeout(Duration::from_secs(3));
     outcome.unwrap_or_else(|error| exit::failed(&error))
 }
 

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: &Convert) -> anyhow::Result<()> {
     }
     let compression = args.compression.unwrap_or(Compression::Zstd);
     let (input, output) = (args.input.clone(), args.output.clone());
-    super::until_stopped(move |stop| {
+    super::until_dropped(move |stop| {
         formats::check_manifest(&input)?;
         let image = formats::open(&input)?;
         let progress = progress::step("Converting", image.disk.size());

@@ -38,7 +38,7 @@ pub(crate) async fn run(args: &Publish) -> anyhow::Result<()> {
         base_url: args.base_url.clone(),
     };
     let image = args.image.clone();
-    super::until_stopped(move |stop| {
+    super::until_dropped(move |stop| {
         formats::check_manifest(&image)?;
         let disk = formats::open(&image)?.disk;
         for path in publication.make(&*disk, stop)? {

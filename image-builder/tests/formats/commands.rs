@@ -123,7 +123,7 @@ async fn when_stopped_nothing_is_left() {
     }
     running.stop(Duration::from_secs(20)).await;
     let log = fs::read_to_string(dir.path().join("log")).unwrap();
-    assert!(log.contains("stopped before it was done"), "{log}");
+    assert!(log.contains("interrupted; run it again to go on"), "{log}");
     assert_eq!(names(&out), [""; 0]);
 }
 
