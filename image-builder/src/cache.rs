@@ -242,7 +242,7 @@ impl<R: Read> Read for Hashing<R> {
 }
 
 /// The SHA-256 of a file's contents, in hex.
-pub(crate) fn sha256_of(input: impl Read) -> io::Result<String> {
+pub fn sha256_of(input: impl Read) -> io::Result<String> {
     let digest = Sha256::new();
     let mut input = Hashing { input, digest };
     let mut buffer = vec![0; 128 << 10];

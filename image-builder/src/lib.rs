@@ -2,6 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`apt`] | which packages there are today |
 //! | [`cache`] | packages on this machine's disk |
 //! | [`control`] | how Debian describes a package |
 //! | [`deb`] | one package, read |
@@ -22,6 +23,7 @@
 //! | [`tools`] | the programs that make an image, from packages, too |
 //! | [`tree`] | a root file system in memory |
 
+pub mod apt;
 pub mod cache;
 pub mod control;
 pub mod deb;

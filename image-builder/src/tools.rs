@@ -17,18 +17,6 @@ use crate::deb::Deb;
 use crate::lock::Package;
 use crate::tree::{Node, Tree, TreeError};
 
-/// What the lock file's tools are resolved from. `libarchive13t64` is no dependency of `e2fsprogs`, and yet `mke2fs` loads it
-/// to read a tar.
-pub const PACKAGES: [&str; 7] = [
-    "e2fsprogs",
-    "grub-common",
-    "grub-efi-amd64-bin",
-    "grub-pc-bin",
-    "kmod",
-    "libarchive13t64",
-    "qemu-utils",
-];
-
 /// Changes when what is unpacked, or how, does: older directories are not used then.
 const LAYOUT: &str = "tools 1";
 

@@ -65,6 +65,19 @@ async fn a_program_gets_its_arguments_environment_and_input_and_gives_its_output
 }
 
 #[tokio::test]
+async fn a_program_can_be_given_nothing_but_the_environment_that_is_named() {
+    let env = Cmd::new("/usr/bin/env").env("COLOUR", "blue").without_environment();
+    assert_eq!(env.to_string(), "env -i COLOUR=blue /usr/bin/env");
+    assert_eq!(env.run().await.unwrap().text(), "COLOUR=blue\n");
+
+    let mut pipe = env.pipe().unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(pipe.output.as_mut().unwrap(), &mut text).unwrap();
+    assert_eq!(text, "COLOUR=blue\n");
+    pipe.finish().unwrap();
+}
+
+#[tokio::test]
 async fn input_and_output_larger_than_a_pipe_do_not_block_each_other() {
     let megabytes: Vec<u8> = (0..=u8::MAX).cycle().take(4_000_000).collect();
     let output = Cmd::new("cat").stdin(megabytes.clone()).run().await.unwrap();

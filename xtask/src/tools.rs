@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 22] = [
+pub(crate) const ALL: [Tool; 24] = [
     CC,
     LIBC,
     Tool {
@@ -165,6 +165,16 @@ pub(crate) const ALL: [Tool; 22] = [
         sign: File("/usr/sbin/mkfs.ext4"),
         source: Debian("e2fsprogs"),
         why: "makes the file system that hangs, in tests",
+    },
+    Tool {
+        sign: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        source: Debian("debian-archive-keyring"),
+        why: "says whether lists of packages are Debian's, for image-builder lock",
+    },
+    Tool {
+        sign: Program("gpg-agent"),
+        source: Debian("gnupg"),
+        why: "signs the lists of a mirror, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -343,7 +353,8 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs",
+             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs \
+             debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
