@@ -36,7 +36,11 @@ fn tree() -> Tree {
     insert("sbin", Entry::symlink("usr/sbin"));
     insert("usr/sbin/init", Entry::file(0o755, vec![1; 300_000]));
     let capable = Entry {
-        xattrs: [("security.capability".to_owned(), vec![1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])].into(),
+        xattrs: [(
+            "security.capability".to_owned(),
+            vec![1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        )]
+        .into(),
         ..Entry::file(0o755, "ping")
     };
     insert("usr/bin/ping", capable);
@@ -49,8 +53,14 @@ fn tree() -> Tree {
         tree.insert(path, entry).unwrap();
     };
     insert("usr/bin/ping6", link);
-    insert("usr/share/ca-certificates/NetLock_Arany_=Class_Gold=_Főtanúsítvány.crt", Entry::file(0o644, "PEM"));
-    insert(&format!("var/{}/{}", "d".repeat(200), "f".repeat(200)), Entry::file(0o600, "x").owned(107, 65534));
+    insert(
+        "usr/share/ca-certificates/NetLock_Arany_=Class_Gold=_Főtanúsítvány.crt",
+        Entry::file(0o644, "PEM"),
+    );
+    insert(
+        &format!("var/{}/{}", "d".repeat(200), "f".repeat(200)),
+        Entry::file(0o600, "x").owned(107, 65534),
+    );
     tree
 }
 
@@ -115,7 +125,8 @@ fn sha256(path: &Path) -> [u8; 32] {
 
 fn names(directory: &Path) -> Vec<String> {
     let list = fs::read_dir(directory).unwrap();
-    list.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    list.map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -126,7 +137,12 @@ async fn other_programs_find_no_fault_with_a_disk() {
     let made = make(&tools, &tree(), &raw).unwrap();
     assert_eq!(names(dir.path()), ["disk.raw"]);
 
-    let verified = Cmd::new("/usr/sbin/sfdisk").arg("--verify").arg(&raw).run().await.unwrap();
+    let verified = Cmd::new("/usr/sbin/sfdisk")
+        .arg("--verify")
+        .arg(&raw)
+        .run()
+        .await
+        .unwrap();
     assert!(verified.text().contains("No errors detected"), "{}", verified.text());
     assert_eq!(Gpt::read(&Raw(File::open(&raw).unwrap())).unwrap(), made.gpt);
 
@@ -140,9 +156,19 @@ async fn other_programs_find_no_fault_with_a_disk() {
     tools.cmd("e2fsck").unwrap().arg("-fn").arg(&root).run().await.unwrap();
     let shown = |request: &str| tools.cmd("debugfs").unwrap().args(["-R", request]).arg(&root);
     let stat = shown("stat /usr/bin/ping6").run().await.unwrap().text();
-    assert!(stat.contains("Links: 2") && stat.contains("security.capability (20)"), "{stat}");
-    let stat = shown(&format!("stat /var/{}/{}", "d".repeat(200), "f".repeat(200))).run().await.unwrap().text();
-    assert!(stat.contains("User:   107   Group: 65534") && stat.contains("2025"), "{stat}");
+    assert!(
+        stat.contains("Links: 2") && stat.contains("security.capability (20)"),
+        "{stat}"
+    );
+    let stat = shown(&format!("stat /var/{}/{}", "d".repeat(200), "f".repeat(200)))
+        .run()
+        .await
+        .unwrap()
+        .text();
+    assert!(
+        stat.contains("User:   107   Group: 65534") && stat.contains("2025"),
+        "{stat}"
+    );
 
     let mut tar = Sha256::new();
     tree().write_tar(EPOCH, &mut Hashing(&mut tar)).unwrap();
@@ -203,7 +229,9 @@ async fn a_disk_too_small_for_its_files_is_told() {
     let tools = locked::tools(EPOCH).await;
     let dir = tempfile::tempdir().unwrap();
     let mut large = tree();
-    large.insert("large", Entry::file(0o644, vec![3; 90 * 1024 * 1024])).unwrap();
+    large
+        .insert("large", Entry::file(0o644, vec![3; 90 * 1024 * 1024]))
+        .unwrap();
     let error = make(&tools, &large, &dir.path().join("disk.raw")).unwrap_err();
     let text = chain(&error).to_string();
     assert!(text.starts_with("cannot make the root file system: "), "{text}");
