@@ -73,7 +73,9 @@ impl Base {
                     file.set_modified(SystemTime::now()).ok();
                     return Ok(base);
                 }
-                Err(error) => warn!(error = %error, path = %path.display(), "Cached packages are damaged, unpacking again"),
+                Err(error) => {
+                    warn!(error = %error, path = %path.display(), "Cached packages are damaged, unpacking again")
+                }
             }
         }
         let left_out = recipe.left_out();
@@ -102,7 +104,12 @@ impl Base {
                 }
                 put(format!("{ROOT}{path}"), entry)?;
             }
-            let Kernel { version, vmlinuz, table, stage1 } = &self.kernel;
+            let Kernel {
+                version,
+                vmlinuz,
+                table,
+                stage1,
+            } = &self.kernel;
             put(format!("{KERNEL}version"), Entry::file(0o644, version.clone()))?;
             put(format!("{KERNEL}vmlinuz"), Entry::file(0o644, vmlinuz.clone()))?;
             put(format!("{KERNEL}table"), Entry::file(0o644, table.render()))?;

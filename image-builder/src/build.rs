@@ -146,7 +146,9 @@ pub enum BuildError {
 
 fn full(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull => "; the disk is full: free some space and run it again, what is done is not done twice",
+        io::ErrorKind::StorageFull => {
+            "; the disk is full: free some space and run it again, what is done is not done twice"
+        }
         _ => "",
     }
 }
@@ -192,7 +194,13 @@ impl Artefact {
 /// # Errors
 /// Something is missing, damaged or does not fit together, or a disk is full.
 pub async fn build(options: Options) -> Result<Manifest, BuildError> {
-    let Options { recipe, lock, cache, output, .. } = &options;
+    let Options {
+        recipe,
+        lock,
+        cache,
+        output,
+        ..
+    } = &options;
     same_packages(recipe, lock)?;
     let programs = Programs::read(&options.programs, recipe)?;
     let extra = options.extra.as_deref().map_or_else(|| Ok(Vec::new()), extra_files)?;
@@ -201,7 +209,9 @@ pub async fn build(options: Options) -> Result<Manifest, BuildError> {
     fetch::provide(cache, &lock.tools, &options.source).await?;
     // Of its own thread, so that ctrl-C is noticed meanwhile.
     let work = tokio::task::spawn_blocking(move || make(&options, &programs, extra, &place));
-    work.await.map_err(|panic| std::panic::resume_unwind(panic.into_panic())).and_then(|made| made)
+    work.await
+        .map_err(|panic| std::panic::resume_unwind(panic.into_panic()))
+        .and_then(|made| made)
 }
 
 /// All that needs no network.
@@ -211,7 +221,9 @@ fn make(
     extra: Vec<(String, u32, Bytes)>,
     place: &Place,
 ) -> Result<Manifest, BuildError> {
-    let Options { recipe, lock, cache, .. } = options;
+    let Options {
+        recipe, lock, cache, ..
+    } = options;
     let tools = Tools::unpack(cache, &lock.tools, recipe.epoch)?;
     let base = Base::provide(cache, &lock.packages, recipe, &tools)?;
 
@@ -262,9 +274,12 @@ fn make(
 
 /// The recipe may have changed since the lock file was made.
 fn same_packages(recipe: &Recipe, lock: &Lock) -> Result<(), BuildError> {
-    let wanted: BTreeSet<&String> = recipe.packages.image.iter().chain(&recipe.packages.tools).collect();
+    let wanted: BTreeSet<&String> = recipe.packages.image.iter().collect();
     let locked: BTreeSet<&String> = lock.requested.iter().collect();
-    let names: Vec<String> = wanted.symmetric_difference(&locked).map(|name| (*name).clone()).collect();
+    let names: Vec<String> = wanted
+        .symmetric_difference(&locked)
+        .map(|name| (*name).clone())
+        .collect();
     if names.is_empty() {
         Ok(())
     } else {
@@ -295,7 +310,8 @@ impl Programs {
     fn contents(&self) -> BTreeMap<String, Contents> {
         let all = self.in_image.iter().map(|(name, bytes)| (name.as_str(), bytes));
         let all = all.chain([(STAGE1, &self.stage1)]);
-        all.map(|(name, bytes)| (name.to_owned(), Contents::of(bytes))).collect()
+        all.map(|(name, bytes)| (name.to_owned(), Contents::of(bytes)))
+            .collect()
     }
 }
 
@@ -307,7 +323,9 @@ fn extra_files(directory: &Path) -> Result<Vec<(String, u32, Bytes)>, BuildError
         names.sort_by_key(fs::DirEntry::file_name);
         for entry in names {
             let name = entry.file_name();
-            let name = name.to_str().ok_or_else(|| io::Error::other(format!("{name:?} is not UTF-8")))?;
+            let name = name
+                .to_str()
+                .ok_or_else(|| io::Error::other(format!("{name:?} is not UTF-8")))?;
             let path = format!("{prefix}{name}");
             let kind = entry.file_type()?;
             if kind.is_dir() {
@@ -369,7 +387,11 @@ impl Place {
         for entry in fs::read_dir(output).map_err(failed("read", output))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(BESIDE) {
                 let left = entry.path();
-                let removed = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
+                let removed = if left.is_dir() {
+                    fs::remove_dir_all(&left)
+                } else {
+                    fs::remove_file(&left)
+                };
                 removed.map_err(failed("remove", &left))?;
             }
         }
@@ -390,7 +412,11 @@ impl Place {
         let names: Vec<String> = artefacts.iter().map(|artefact| artefact.file_name()).collect();
         manifest.add_artefacts(self.beside.path(), &names)?;
         // Until the new manifest is there, there is none: it never describes files that are not those beside it.
-        for name in [MANIFEST, SUMS].map(str::to_owned).into_iter().chain(Artefact::ALL.map(Artefact::file_name)) {
+        for name in [MANIFEST, SUMS]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(Artefact::ALL.map(Artefact::file_name))
+        {
             let path = self.output.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
@@ -417,5 +443,9 @@ fn intermediates(made: &Made) -> BTreeMap<String, String> {
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildError {
     let path = path.to_owned();
-    move |source| BuildError::Io { operation, path, source }
+    move |source| BuildError::Io {
+        operation,
+        path,
+        source,
+    }
 }

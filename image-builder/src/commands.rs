@@ -3,20 +3,25 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use image_builder::cache::Cache;
 use image_builder::lock::Lock;
 use image_builder::recipe::Recipe;
-use platform::files;
+use platform::{files, shutdown};
+use tokio::task::spawn_blocking;
 
 pub(crate) mod build;
 pub(crate) mod check_signature;
+pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod fetch;
 pub(crate) mod inspect;
 pub(crate) mod lock;
+pub(crate) mod publish;
 pub(crate) mod sbom;
 pub(crate) mod sign;
 pub(crate) mod verify;
@@ -107,12 +112,27 @@ fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
 }
 
 /// A lock file by its path.
-fn read_lock(path: &Path) -> anyhow::Result<image_builder::lock::Lock> {
+fn read_lock(path: &Path) -> anyhow::Result<Lock> {
     let text = read_text(path, MAX_LOCK)?;
-    image_builder::lock::Lock::parse(&text).with_context(|| format!("{} is no lock file", path.display()))
+    Lock::parse(&text).with_context(|| format!("{} is no lock file", path.display()))
 }
 
 /// Work that reads whole disks, away from the thread that answers ctrl-C.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the work panicked")
+    spawn_blocking(work).await.context("the work panicked")
+}
+
+/// Like [`blocking`], until SIGINT or SIGTERM: then the flag that the work got becomes true, and it ends soon, leaving
+/// nothing half done.
+async fn until_stopped(work: impl FnOnce(&AtomicBool) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let signal = shutdown::signal();
+    let mut work = spawn_blocking(move || work(&seen));
+    tokio::select! {
+        result = &mut work => return result.context("the work panicked")?,
+        () = signal => stop.store(true, Ordering::Relaxed),
+    }
+    work.await.context("the work panicked")??;
+    bail!("stopped when it was just done")
 }

@@ -100,19 +100,37 @@ pub enum DiskError {
 pub fn write(parts: &Parts<'_>, tools: &Tools, path: &Path) -> Result<Made, DiskError> {
     let io_error = |operation: &'static str| {
         let path = path.to_owned();
-        move |source| DiskError::Io { operation, path, source }
+        move |source| DiskError::Io {
+            operation,
+            path,
+            source,
+        }
     };
     let ids = Ids::of(parts.build);
     let gpt = layout(parts.size_mib, &ids)?;
     let [_, esp, root] = gpt.partitions.as_slice() else {
-        return Err(DiskError::Size { size_mib: parts.size_mib });
+        return Err(DiskError::Size {
+            size_mib: parts.size_mib,
+        });
     };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let permissions = fs::Permissions::from_mode(0o644);
-    let beside = tempfile::Builder::new().prefix(BESIDE).permissions(permissions).tempfile_in(directory);
+    let beside = tempfile::Builder::new()
+        .prefix(BESIDE)
+        .permissions(permissions)
+        .tempfile_in(directory);
     let beside = beside.map_err(io_error("make a file beside"))?;
-    let work = tempfile::Builder::new().prefix(BESIDE).tempdir_in(directory).map_err(io_error("make a directory beside"))?;
-    beside.as_file().set_len(gpt.sectors * SECTOR).map_err(io_error("write"))?;
+    let work = tempfile::Builder::new()
+        .prefix(BESIDE)
+        .tempdir_in(directory)
+        .map_err(io_error("make a directory beside"))?;
+    beside
+        .as_file()
+        .set_len(gpt.sectors * SECTOR)
+        .map_err(io_error("write"))?;
 
     let ext4 = Ext4 {
         offset: root.offset(),
@@ -127,7 +145,11 @@ pub fn write(parts: &Parts<'_>, tools: &Tools, path: &Path) -> Result<Made, Disk
         (tar_sha256, boot.join())
     });
     let tar_sha256 = tar_sha256?;
-    let Boot { grub, initrd, esp: contents } = boot.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let Boot {
+        grub,
+        initrd,
+        esp: contents,
+    } = boot.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
 
     let mut start = gpt.start()?;
     start[..grub.boot_code.len()].copy_from_slice(&grub.boot_code);

@@ -4,9 +4,7 @@
 
 use std::io::{self, Cursor, Write};
 
-use fatfs::{
-    Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider, format_volume,
-};
+use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider, format_volume};
 
 use crate::gpt::SECTOR;
 

@@ -75,12 +75,20 @@ impl Ext4 {
     }
 
     fn cmd(&self, tools: &Tools, file: &Path) -> Result<Cmd, ToolsError> {
-        let Self { offset, size, uuid, hash_seed, epoch } = self;
+        let Self {
+            offset,
+            size,
+            uuid,
+            hash_seed,
+            epoch,
+        } = self;
         let options = format!(
             "offset={offset},hash_seed={hash_seed},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"
         );
         let cmd = tools.cmd("mke2fs")?.env("SOURCE_DATE_EPOCH", epoch.to_string());
-        let cmd = cmd.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-L", LABEL, "-m", "0", "-J", "size=16"]);
+        let cmd = cmd.args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-L", LABEL, "-m", "0", "-J", "size=16",
+        ]);
         let cmd = cmd.arg("-U").arg(uuid.to_string()).args(["-E", &options, "-d", "-"]);
         Ok(cmd.arg(file).arg(format!("{}k", size / 1024)))
     }

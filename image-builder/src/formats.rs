@@ -23,8 +23,8 @@ mod watched;
 use source::Source;
 
 pub use raw::Raw;
-pub(crate) use watched::stopped;
 pub use watched::Watched;
+pub(crate) use watched::stopped;
 
 /// The largest disk that we read or write, in bytes: 64 TiB, the most that any of the formats can hold.
 pub const MAX_SIZE: u64 = 64 << 40;

@@ -88,14 +88,22 @@ impl Partition {
         entry[16..32].copy_from_slice(&self.id.to_bytes_le());
         entry[32..40].copy_from_slice(&self.first.to_le_bytes());
         entry[40..48].copy_from_slice(&self.last.to_le_bytes());
-        for (unit, at) in self.name.encode_utf16().take(NAME_UNITS).zip(entry[56..].chunks_exact_mut(2)) {
+        for (unit, at) in self
+            .name
+            .encode_utf16()
+            .take(NAME_UNITS)
+            .zip(entry[56..].chunks_exact_mut(2))
+        {
             at.copy_from_slice(&unit.to_le_bytes());
         }
     }
 
     fn decode(entry: &[u8]) -> Option<Self> {
         let kind = uuid_at(entry, 0)?;
-        let units = entry.get(56..56 + 2 * NAME_UNITS)?.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+        let units = entry
+            .get(56..56 + 2 * NAME_UNITS)?
+            .chunks_exact(2)
+            .map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
         let name: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
         Some(Self {
             kind,
@@ -116,10 +124,16 @@ impl Gpt {
     pub fn check(&self) -> Result<(), BadGpt> {
         let impossible = |text: String| Err(BadGpt::Impossible(text));
         if self.sectors <= RESERVED_START + RESERVED_END {
-            return impossible(format!("the disk has {} sectors, which is too small for it", self.sectors));
+            return impossible(format!(
+                "the disk has {} sectors, which is too small for it",
+                self.sectors
+            ));
         }
         if self.partitions.len() > ENTRIES {
-            return impossible(format!("there are {} partitions, more than {ENTRIES}", self.partitions.len()));
+            return impossible(format!(
+                "there are {} partitions, more than {ENTRIES}",
+                self.partitions.len()
+            ));
         }
         let mut sorted: Vec<&Partition> = self.partitions.iter().collect();
         sorted.sort_by_key(|partition| partition.first);
@@ -179,7 +193,11 @@ impl Gpt {
     /// The header that stands in sector `here`.
     fn header(&self, entries: &[u8], here: u64) -> [u8; 512] {
         let last = self.sectors - 1;
-        let (other, entries_at) = if here == 1 { (last, 2) } else { (1, here - ENTRY_SECTORS) };
+        let (other, entries_at) = if here == 1 {
+            (last, 2)
+        } else {
+            (1, here - ENTRY_SECTORS)
+        };
         let mut fields = Vec::with_capacity(HEADER_SIZE);
         fields.extend(SIGNATURE);
         fields.extend(0x0001_0000_u32.to_le_bytes()); // revision 1.0
@@ -208,7 +226,11 @@ impl Gpt {
     pub fn read(disk: &dyn Disk) -> Result<Self, BadGpt> {
         let mut header = [0; 512];
         disk.read_at(&mut header, SECTOR)?;
-        let number = |at| u32_at(&header, at).and_then(|number| usize::try_from(number).ok()).ok_or(BadGpt::None);
+        let number = |at| {
+            u32_at(&header, at)
+                .and_then(|number| usize::try_from(number).ok())
+                .ok_or(BadGpt::None)
+        };
         if header[..8] != *SIGNATURE {
             return Err(BadGpt::None);
         }
@@ -222,10 +244,14 @@ impl Gpt {
             return Err(BadGpt::Damaged("header"));
         }
         let (count, size) = (number(80)?, number(84)?);
-        let bytes = count.checked_mul(size).filter(|bytes| *bytes <= MAX_TABLE_BYTES && size >= ENTRY_SIZE);
+        let bytes = count
+            .checked_mul(size)
+            .filter(|bytes| *bytes <= MAX_TABLE_BYTES && size >= ENTRY_SIZE);
         let bytes = bytes.ok_or_else(|| BadGpt::Impossible(format!("it has {count} entries of {size} bytes")))?;
         let mut entries = vec![0; bytes];
-        let entries_at = u64_at(&header, 72).and_then(|sector| sector.checked_mul(SECTOR)).ok_or(BadGpt::None)?;
+        let entries_at = u64_at(&header, 72)
+            .and_then(|sector| sector.checked_mul(SECTOR))
+            .ok_or(BadGpt::None)?;
         disk.read_at(&mut entries, entries_at)?;
         if Some(crc32fast::hash(&entries)) != u32_at(&header, 88) {
             return Err(BadGpt::Damaged("list of partitions"));

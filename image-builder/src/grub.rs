@@ -19,7 +19,17 @@ pub const CORE_SECTORS: u64 = 2048 - CORE_SECTOR;
 
 /// What both need to find and start the kernel.
 const MODULES: [&str; 11] = [
-    "part_gpt", "fat", "normal", "linux", "configfile", "search", "search_fs_uuid", "echo", "test", "minicmd", "boot",
+    "part_gpt",
+    "fat",
+    "normal",
+    "linux",
+    "configfile",
+    "search",
+    "search_fs_uuid",
+    "echo",
+    "test",
+    "minicmd",
+    "boot",
 ];
 /// The code area of the boot sector: before the disk's signature.
 const CODE_LENGTH: usize = 440;
@@ -69,9 +79,7 @@ pub enum GrubError {
 /// What GRUB does first: it finds the ESP by its serial number, and reads its menu there.
 fn early_config(fat: u32) -> String {
     let (high, low) = (fat >> 16, fat & 0xFFFF);
-    format!(
-        "search.fs_uuid {high:04X}-{low:04X} root\nset prefix=($root)/grub\nconfigfile ($root)/grub/grub.cfg\n"
-    )
+    format!("search.fs_uuid {high:04X}-{low:04X} root\nset prefix=($root)/grub\nconfigfile ($root)/grub/grub.cfg\n")
 }
 
 /// `/grub/grub.cfg`: one entry, at once.
@@ -89,8 +97,15 @@ impl Grub {
         let _ = files::replace(&early, early_config(fat), 0o644)?;
         let image = |platform: &str, modules: &[&str]| -> Result<Vec<u8>, GrubError> {
             let output = work.join(platform);
-            let cmd = tools.cmd("grub-mkimage")?.arg("-d").arg(tools.path(&format!("usr/lib/grub/{platform}")));
-            let cmd = cmd.args(["-O", platform, "-p", "/grub", "-c"]).arg(&early).arg("-o").arg(&output);
+            let cmd = tools
+                .cmd("grub-mkimage")?
+                .arg("-d")
+                .arg(tools.path(&format!("usr/lib/grub/{platform}")));
+            let cmd = cmd
+                .args(["-O", platform, "-p", "/grub", "-c"])
+                .arg(&early)
+                .arg("-o")
+                .arg(&output);
             run(&cmd.args(MODULES).args(modules))?;
             read(&output)
         };
@@ -100,10 +115,15 @@ impl Grub {
 
         let room = usize::try_from(CORE_SECTORS * SECTOR).unwrap_or(usize::MAX);
         if core.len() > room {
-            return Err(GrubError::Unexpected(format!("core image has {} bytes, more than {room}", core.len())));
+            return Err(GrubError::Unexpected(format!(
+                "core image has {} bytes, more than {room}",
+                core.len()
+            )));
         }
         let short = |name: &str| GrubError::Unexpected(format!("{name} is too short"));
-        let rest = core.get_mut(REST_SECTOR..REST_SECTOR + 8).ok_or_else(|| short("core image"))?;
+        let rest = core
+            .get_mut(REST_SECTOR..REST_SECTOR + 8)
+            .ok_or_else(|| short("core image"))?;
         rest.copy_from_slice(&(CORE_SECTOR + 1).to_le_bytes());
         let mut boot_code = boot.get(..CODE_LENGTH).ok_or_else(|| short("boot.img"))?.to_vec();
         boot_code[KERNEL_SECTOR..KERNEL_SECTOR + 8].copy_from_slice(&CORE_SECTOR.to_le_bytes());

@@ -57,7 +57,14 @@ mod tests {
     #[test]
     fn every_id_is_its_own_and_is_the_builds() {
         let ids = Ids::of(&[1; 32]);
-        let all = [ids.disk, ids.bios_boot, ids.esp, ids.root, ids.file_system, ids.hash_seed];
+        let all = [
+            ids.disk,
+            ids.bios_boot,
+            ids.esp,
+            ids.root,
+            ids.file_system,
+            ids.hash_seed,
+        ];
         assert_eq!(all.into_iter().collect::<BTreeSet<_>>().len(), all.len());
         assert_eq!(Ids::of(&[1; 32]), ids);
         let other = Ids::of(&[2; 32]);

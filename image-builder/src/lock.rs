@@ -126,7 +126,7 @@ impl Lock {
     /// # Errors
     /// Never for a lock that [`Lock::new`] or [`Lock::parse`] made.
     pub fn render(&self) -> Result<String, toml::ser::Error> {
-        Ok(format!("{HEAD}{}", toml::to_string(self)?))
+        Ok(format!("{HEAD}{}", toml::to_string_pretty(self)?))
     }
 
     /// Every package once, those of the image first: what must be fetched.

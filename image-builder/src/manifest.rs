@@ -145,7 +145,8 @@ impl Manifest {
     /// The digests of the delivered files and of the manifest itself.
     pub fn sums(&self) -> Sums {
         let mut sums = Sums::of(&self.artefacts);
-        sums.0.insert(MANIFEST.to_owned(), Contents::of(self.render().as_bytes()).sha256);
+        sums.0
+            .insert(MANIFEST.to_owned(), Contents::of(self.render().as_bytes()).sha256);
         sums
     }
 

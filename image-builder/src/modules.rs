@@ -117,10 +117,19 @@ pub enum ModulesError {
 /// # Errors
 /// A module of the lists, or one that it needs, is neither there nor built in.
 pub fn close(tree: &mut Tree, lists: &Lists, tools: &Tools) -> Result<Kernel, ModulesError> {
-    let Choice { version, directory, paths, table, stage1 } = choose(tree, lists)?;
+    let Choice {
+        version,
+        directory,
+        paths,
+        table,
+        stage1,
+    } = choose(tree, lists)?;
     prune(tree, &directory, &paths);
     let index = depmod(tree, &version, &directory, tools)?;
-    let old: Vec<String> = tree.below(&format!("{directory}/{INDEX}")).map(|(path, _)| path.to_owned()).collect();
+    let old: Vec<String> = tree
+        .below(&format!("{directory}/{INDEX}"))
+        .map(|(path, _)| path.to_owned())
+        .collect();
     for path in old.iter().filter(|path| !is_shipped(path)) {
         tree.remove(path);
     }
@@ -128,7 +137,10 @@ pub fn close(tree: &mut Tree, lists: &Lists, tools: &Tools) -> Result<Kernel, Mo
         tree.insert(format!("{directory}/{name}"), Entry::file(0o644, contents))?;
     }
     let boot = format!("boot/vmlinuz-{version}");
-    let vmlinuz = tree.contents(&boot).cloned().ok_or_else(|| ModulesError::NoFile(boot.clone()))?;
+    let vmlinuz = tree
+        .contents(&boot)
+        .cloned()
+        .ok_or_else(|| ModulesError::NoFile(boot.clone()))?;
     tree.remove(&boot);
     Ok(Kernel {
         version,
@@ -154,7 +166,11 @@ fn choose(tree: &Tree, lists: &Lists) -> Result<Choice, ModulesError> {
     chosen.add(stage1.iter().chain(&root).copied())?;
     chosen.check_soft()?;
     let (table, unpacked) = chosen.table(&stage1)?;
-    let paths = chosen.modules.keys().map(|name| catalogue.paths[*name].clone()).collect();
+    let paths = chosen
+        .modules
+        .keys()
+        .map(|name| catalogue.paths[*name].clone())
+        .collect();
     Ok(Choice {
         version: catalogue.version.clone(),
         directory: catalogue.directory.clone(),
@@ -180,10 +196,14 @@ struct Catalogue {
 impl Catalogue {
     fn of(tree: &Tree) -> Result<Self, ModulesError> {
         let inside = format!("{MODULES}/");
-        let versions: BTreeSet<&str> =
-            tree.below(&inside).filter_map(|(path, _)| Some(path[inside.len()..].split_once('/')?.0)).collect();
+        let versions: BTreeSet<&str> = tree
+            .below(&inside)
+            .filter_map(|(path, _)| Some(path[inside.len()..].split_once('/')?.0))
+            .collect();
         let Some(version) = versions.first().filter(|_| versions.len() == 1) else {
-            return Err(ModulesError::NotOneKernel(versions.into_iter().map(str::to_owned).collect()));
+            return Err(ModulesError::NotOneKernel(
+                versions.into_iter().map(str::to_owned).collect(),
+            ));
         };
         let directory = format!("{MODULES}/{version}");
         let read = |name: &str| {
@@ -192,7 +212,10 @@ impl Catalogue {
         };
         let files = format!("{directory}/kernel/");
         let named = |path: &str| Some((name_of(path)?, path.to_owned()));
-        let built_in = String::from_utf8_lossy(&read("modules.builtin")?).lines().filter_map(name_of).collect();
+        let built_in = String::from_utf8_lossy(&read("modules.builtin")?)
+            .lines()
+            .filter_map(name_of)
+            .collect();
         let aliases = read("modules.builtin.modinfo")?;
         let aliases = aliases.split(|byte| *byte == 0).filter_map(|record| {
             let (_, alias) = std::str::from_utf8(record).ok()?.split_once(".alias=")?;
@@ -225,12 +248,20 @@ impl Catalogue {
         let (stage1, mut root) = (find(&lists.stage1), find(&lists.root));
         if !missing.is_empty() {
             let version = self.version.clone();
-            return Err(ModulesError::Missing { version, names: missing });
+            return Err(ModulesError::Missing {
+                version,
+                names: missing,
+            });
         }
         for folder in &lists.folders {
             let prefix = format!("{}/{}/", self.directory, folder.trim_matches('/'));
             let before = root.len();
-            root.extend(self.paths.iter().filter(|(_, path)| path.starts_with(&prefix)).map(|(name, _)| name.as_str()));
+            root.extend(
+                self.paths
+                    .iter()
+                    .filter(|(_, path)| path.starts_with(&prefix))
+                    .map(|(name, _)| name.as_str()),
+            );
             if root.len() == before {
                 return Err(ModulesError::EmptyFolder {
                     version: self.version.clone(),
@@ -296,7 +327,10 @@ impl<'a> Chosen<'a> {
 
     fn unpacked(&self, name: &str) -> Result<Bytes, ModulesError> {
         let path = &self.catalogue.paths[name];
-        let packed = self.tree.contents(path).ok_or_else(|| ModulesError::NoFile(path.clone()))?;
+        let packed = self
+            .tree
+            .contents(path)
+            .ok_or_else(|| ModulesError::NoFile(path.clone()))?;
         modinfo::unpack(path, packed).map_err(|source| self.bad(name, source))
     }
 
@@ -311,9 +345,16 @@ impl<'a> Chosen<'a> {
     fn providing(&self, wanted: &str) -> impl Iterator<Item = &'a str> {
         let name = wanted.replace('-', "_");
         let is_it = move |module: &str, info: &ModInfo| {
-            module == name || info.aliases.iter().any(|alias| matches(alias.as_bytes(), wanted.as_bytes()))
+            module == name
+                || info
+                    .aliases
+                    .iter()
+                    .any(|alias| matches(alias.as_bytes(), wanted.as_bytes()))
         };
-        self.modules.iter().filter(move |(module, info)| is_it(module, info)).map(|(module, _)| *module)
+        self.modules
+            .iter()
+            .filter(move |(module, info)| is_it(module, info))
+            .map(|(module, _)| *module)
     }
 
     /// Whether what modules want to be loaded before them is there: a module of ours, or part of the kernel. Without a
@@ -344,15 +385,24 @@ impl<'a> Chosen<'a> {
         let mut modules = Vec::new();
         for name in &order {
             let info = &self.modules[name];
-            let mut soft: Vec<usize> =
-                info.before.iter().flat_map(|wanted| self.providing(wanted)).filter_map(place).collect();
+            let mut soft: Vec<usize> = info
+                .before
+                .iter()
+                .flat_map(|wanted| self.providing(wanted))
+                .filter_map(place)
+                .collect();
             soft.sort_unstable();
             soft.dedup();
             modules.push(Module {
                 name: (*name).to_owned(),
                 needs: info.needs.iter().filter_map(|needed| place(needed)).collect(),
                 soft,
-                aliases: info.aliases.iter().filter(|alias| !alias.contains(char::is_whitespace)).cloned().collect(),
+                aliases: info
+                    .aliases
+                    .iter()
+                    .filter(|alias| !alias.contains(char::is_whitespace))
+                    .cloned()
+                    .collect(),
             });
         }
         let unpacked = order.iter().map(|name| self.unpacked(name)).collect::<Result<_, _>>()?;
@@ -373,7 +423,10 @@ impl<'a> Chosen<'a> {
         }
         above.push(name);
         let info = &self.modules[name];
-        let needs = info.needs.iter().filter_map(|needed| Some(*self.modules.get_key_value(needed.as_str())?.0));
+        let needs = info
+            .needs
+            .iter()
+            .filter_map(|needed| Some(*self.modules.get_key_value(needed.as_str())?.0));
         let soft = info.before.iter().flat_map(|wanted| self.providing(wanted));
         for needed in soft.filter(|other| *other != name).chain(needs).collect::<Vec<_>>() {
             self.put_after_needs(needed, order, above)?;
@@ -404,7 +457,9 @@ fn prune(tree: &mut Tree, directory: &str, kept: &BTreeSet<String>) {
 
 /// What the kernel's package brings, and depmod reads.
 fn is_shipped(path: &str) -> bool {
-    ["/modules.order", "/modules.builtin", "/modules.builtin.modinfo"].iter().any(|name| path.ends_with(name))
+    ["/modules.order", "/modules.builtin", "/modules.builtin.modinfo"]
+        .iter()
+        .any(|name| path.ends_with(name))
 }
 
 /// Runs depmod over the modules that are left; gives the indexes by their file names.
@@ -424,11 +479,21 @@ fn depmod(tree: &Tree, version: &str, directory: &str, tools: &Tools) -> Result<
             _ => {}
         }
     }
-    tools.cmd("depmod")?.arg("-b").arg(work.path()).arg(version).pipe()?.finish()?;
+    tools
+        .cmd("depmod")?
+        .arg("-b")
+        .arg(work.path())
+        .arg(version)
+        .pipe()?
+        .finish()?;
     let mut index = Vec::new();
     for entry in fs::read_dir(&root).map_err(io_error(&root))? {
         let path = entry.map_err(io_error(&root))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+            .to_owned();
         if name.starts_with(INDEX) && path.is_file() && !is_shipped(&format!("/{name}")) {
             index.push((name, fs::read(&path).map_err(io_error(&path))?.into()));
         }

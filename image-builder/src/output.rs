@@ -81,7 +81,10 @@ mod tests {
         })
         .unwrap_err();
 
-        let text = format!("cannot write {}; free some space there, or choose another place", path.display());
+        let text = format!(
+            "cannot write {}; free some space there, or choose another place",
+            path.display()
+        );
         assert_eq!(error.to_string(), text);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");

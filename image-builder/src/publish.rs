@@ -181,7 +181,8 @@ impl Publication {
 
     /// As `sha512sum` prints and checks them.
     fn checksums(&self, checksums: &[(Artifact, String)]) -> String {
-        let line = |(artifact, checksum): &(Artifact, String)| format!("{checksum}  {}\n", artifact.file_name(self.version));
+        let line =
+            |(artifact, checksum): &(Artifact, String)| format!("{checksum}  {}\n", artifact.file_name(self.version));
         checksums.iter().map(line).collect()
     }
 
@@ -239,7 +240,9 @@ impl Job<'_> {
 
     fn xen_and_hyperv(&self) -> Result<(), OutputError> {
         let mut image = None;
-        self.write(Artifact::Xen, |out| self.bzip2(image.insert(self.convert(Format::Vhd)?), out))?;
+        self.write(Artifact::Xen, |out| {
+            self.bzip2(image.insert(self.convert(Format::Vhd)?), out)
+        })?;
         self.write(Artifact::Hyperv, |out| match &image {
             Some(image) => self.zip(image, out),
             None => Ok(()),
@@ -328,7 +331,10 @@ mod tests {
         assert_eq!("4.20.1.2".parse::<Version>().unwrap().short(), "4.20.1");
         for bad in ["", "4.22", "4.22.0.0.1", "4.22.x", "4.22.+1", "4.22.70000", "4..22"] {
             let error = bad.parse::<Version>().unwrap_err().to_string();
-            assert!(error.ends_with("is not a version of CloudStack; write it like 4.22.0 or 4.22.0.0"), "{error}");
+            assert!(
+                error.ends_with("is not a version of CloudStack; write it like 4.22.0 or 4.22.0.0"),
+                "{error}"
+            );
         }
     }
 
@@ -363,14 +369,24 @@ checksum = vmware
 ";
         assert_eq!(&text[..begin.len()], begin);
         let sections: Vec<_> = text.lines().filter(|line| line.starts_with('[')).collect();
-        let wanted = ["[default]", "[kvm-x86_64]", "[vmware]", "[xenserver]", "[hyperv]", "[lxc]"];
+        let wanted = [
+            "[default]",
+            "[kvm-x86_64]",
+            "[vmware]",
+            "[xenserver]",
+            "[hyperv]",
+            "[lxc]",
+        ];
         assert_eq!(sections, wanted);
     }
 
     #[test]
     fn without_a_url_the_server_takes_the_files_beside() {
         let text = publication(None).metadata(&[]);
-        assert_eq!(text.lines().filter(|line| *line == "downloadurl = ").count(), SECTIONS.len());
+        assert_eq!(
+            text.lines().filter(|line| *line == "downloadurl = ").count(),
+            SECTIONS.len()
+        );
         assert!(!text.contains("downloadrepository"));
     }
 }

@@ -354,7 +354,10 @@ mod tests {
         let error = Recipe::load(folder.path()).unwrap_err();
         assert!(error.to_string().ends_with("is no recipe: it has no recipe.toml"));
         let main = folder.path().join(MAIN_FILE);
-        assert_eq!(files::replace(main, b"siute = \"trixie\"", 0o644).unwrap(), Change::Changed);
+        assert_eq!(
+            files::replace(main, b"siute = \"trixie\"", 0o644).unwrap(),
+            Change::Changed
+        );
         let error = Recipe::load(folder.path()).unwrap_err();
         assert!(format!("{error:?}").contains("siute"));
     }

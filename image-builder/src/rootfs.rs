@@ -109,7 +109,11 @@ pub fn finish(mut tree: Tree, recipe: &Recipe, additions: &Additions) -> Result<
     rules::overlay(&mut tree, recipe)?;
     for (name, program) in &additions.programs {
         let path = format!("usr/lib/sysvm/bin/{name}");
-        put(&mut tree, &format!("usr/bin/{name}"), Entry::symlink(format!("/{path}")))?;
+        put(
+            &mut tree,
+            &format!("usr/bin/{name}"),
+            Entry::symlink(format!("/{path}")),
+        )?;
         put(&mut tree, &path, Entry::file(0o755, program.clone()))?;
     }
     for (path, mode, contents) in &additions.files {

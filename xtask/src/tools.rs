@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 24] = [
+pub(crate) const ALL: [Tool; 26] = [
     CC,
     LIBC,
     Tool {
@@ -120,6 +120,16 @@ pub(crate) const ALL: [Tool; 24] = [
         sign: Program("cpio"),
         source: Debian("cpio"),
         why: "reads the initramfs that we write, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/sfdisk"),
+        source: Debian("fdisk"),
+        why: "checks our partition tables, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/fsck.fat"),
+        source: Debian("dosfstools"),
+        why: "checks our EFI system partitions, in tests",
     },
     Tool {
         sign: Program("genisoimage"),
@@ -353,7 +363,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
+             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
              debian-archive-keyring gnupg",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",

@@ -57,7 +57,11 @@ const USUAL: [Artefact; 5] = [
 ];
 
 pub(crate) async fn run(args: &Build) -> anyhow::Result<()> {
-    let artefacts = if args.formats.is_empty() { &USUAL[..] } else { &args.formats };
+    let artefacts = if args.formats.is_empty() {
+        &USUAL[..]
+    } else {
+        &args.formats
+    };
     let options = Options {
         recipe: args.recipe.read()?,
         lock: args.lock.read()?,

@@ -48,7 +48,10 @@ fn check(path: &PathBuf, key: &minisign::PublicKey) -> anyhow::Result<String> {
     let mut text = format!("{}: good ({})\n", path.join(SUMS).display(), comment.replace('\t', " "));
     for ((name, sum), contents) in sums.iter().zip(Contents::of_files(&paths)) {
         if contents?.sha256 != *sum {
-            bail!("{} is not what was signed: its digest is not as the signed {SUMS} says", path.join(name).display());
+            bail!(
+                "{} is not what was signed: its digest is not as the signed {SUMS} says",
+                path.join(name).display()
+            );
         }
         text.push_str(&format!("{}: good\n", path.join(name).display()));
     }

@@ -52,7 +52,11 @@ enum Format {
 
 pub(crate) async fn run(args: &Sbom) -> anyhow::Result<()> {
     let lock = args.lock.as_deref().map(read_lock).transpose()?;
-    let crates = args.crates.as_deref().map(|path| read(path, MAX_METADATA)).transpose()?;
+    let crates = args
+        .crates
+        .as_deref()
+        .map(|path| read(path, MAX_METADATA))
+        .transpose()?;
     let image = args.image.clone();
     let view = blocking(move || View::open(&image)).await??;
     let bill = Bill::of(&view.tree, lock.as_ref(), crates.as_deref(), args.epoch).context("listing what is in it")?;

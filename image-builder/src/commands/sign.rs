@@ -64,7 +64,10 @@ pub(crate) async fn run(args: &Sign) -> anyhow::Result<()> {
 }
 
 async fn new_key(args: &Sign, password: Option<String>) -> anyhow::Result<()> {
-    let public = args.public_key.clone().unwrap_or_else(|| args.key.with_extension("pub"));
+    let public = args
+        .public_key
+        .clone()
+        .unwrap_or_else(|| args.key.with_extension("pub"));
     let password = match password {
         Some(password) => Password::Given(password),
         None if args.no_password => Password::None,
@@ -82,5 +85,6 @@ async fn new_key(args: &Sign, password: Option<String>) -> anyhow::Result<()> {
 fn first_line(path: &Path) -> anyhow::Result<String> {
     let text = read_text(path, MAX_PASSWORD)?;
     let line = text.lines().next().filter(|line| !line.is_empty());
-    line.map(str::to_owned).with_context(|| format!("{} has no password in its first line", path.display()))
+    line.map(str::to_owned)
+        .with_context(|| format!("{} has no password in its first line", path.display()))
 }

@@ -13,7 +13,9 @@ impl Disk for Memory {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;
         let end = start.checked_add(buffer.len());
-        let bytes = end.and_then(|end| self.0.get(start..end)).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = end
+            .and_then(|end| self.0.get(start..end))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }
@@ -46,7 +48,11 @@ fn partitions() -> impl Strategy<Value = Gpt> {
         let partitions: Vec<_> = partitions.collect();
         let id = Uuid::from_u128(id);
         let sectors = free + left + RESERVED_END + 1;
-        Gpt { id, sectors, partitions }
+        Gpt {
+            id,
+            sectors,
+            partitions,
+        }
     })
 }
 

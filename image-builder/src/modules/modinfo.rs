@@ -64,11 +64,16 @@ impl ModInfo {
         let section = section(module).ok_or(BadModule::NoModInfo)?;
         let mut info = Self::default();
         for record in section.split(|byte| *byte == 0) {
-            let Some((key, value)) = std::str::from_utf8(record).ok().and_then(|record| record.split_once('=')) else {
+            let Some((key, value)) = std::str::from_utf8(record)
+                .ok()
+                .and_then(|record| record.split_once('='))
+            else {
                 continue;
             };
             match key {
-                "depends" => info.needs.extend(value.split(',').filter(|name| !name.is_empty()).map(normal)),
+                "depends" => info
+                    .needs
+                    .extend(value.split(',').filter(|name| !name.is_empty()).map(normal)),
                 "alias" => info.aliases.push(value.to_owned()),
                 "softdep" => info.add_soft(value),
                 _ => {}
@@ -113,9 +118,13 @@ fn section(elf: &[u8]) -> Option<&[u8]> {
     let names = contents(header(names)?)?;
     let is_it = |header: &[u8]| {
         let name = number(header, 0, 4).and_then(|at| names.get(at..));
-        name.and_then(|name| name.strip_prefix(SECTION)).is_some_and(|rest| rest.first() == Some(&0))
+        name.and_then(|name| name.strip_prefix(SECTION))
+            .is_some_and(|rest| rest.first() == Some(&0))
     };
-    (0..count).filter_map(header).find(|header| is_it(header)).and_then(contents)
+    (0..count)
+        .filter_map(header)
+        .find(|header| is_it(header))
+        .and_then(contents)
 }
 
 fn number(bytes: &[u8], at: usize, length: usize) -> Option<usize> {
@@ -133,7 +142,10 @@ pub(super) mod tests {
     /// The smallest ELF file that has this section: header, three section headers, their names, the section.
     pub(in super::super) fn module(records: &[&str]) -> Vec<u8> {
         let names = b"\0.modinfo\0.shstrtab\0";
-        let info: Vec<u8> = records.iter().flat_map(|record| [record.as_bytes(), b"\0"].concat()).collect();
+        let info: Vec<u8> = records
+            .iter()
+            .flat_map(|record| [record.as_bytes(), b"\0"].concat())
+            .collect();
         let header = |name: u32, offset: usize, size: usize| {
             let mut header = vec![0; SECTION_HEADER];
             header[..4].copy_from_slice(&name.to_le_bytes());
@@ -156,7 +168,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_module_says_what_it_needs_and_is_for() {
-        let records = ["license=GPL", "softdep=pre: crypto-crc32c post: b-c", "softdep=gcm", "alias=fs-ext4", "depends=jbd2,a-b"];
+        let records = [
+            "license=GPL",
+            "softdep=pre: crypto-crc32c post: b-c",
+            "softdep=gcm",
+            "alias=fs-ext4",
+            "depends=jbd2,a-b",
+        ];
         let info = ModInfo::read(&module(&records)).unwrap();
         let wanted = ModInfo {
             needs: vec!["jbd2".to_owned(), "a_b".to_owned()],

@@ -9,8 +9,14 @@ fn tree(modules: &[(&str, &[&str])]) -> Tree {
         tree.make_parents(&path);
         tree.insert(path, Entry::file(0o644, contents)).unwrap();
     };
-    insert(format!("{DIRECTORY}/modules.builtin"), b"kernel/fs/fuse/fuse.ko\nkernel/crypto/md5.ko\n".to_vec());
-    insert(format!("{DIRECTORY}/modules.builtin.modinfo"), b"md5.alias=crypto-md5\0md5.license=GPL\0".to_vec());
+    insert(
+        format!("{DIRECTORY}/modules.builtin"),
+        b"kernel/fs/fuse/fuse.ko\nkernel/crypto/md5.ko\n".to_vec(),
+    );
+    insert(
+        format!("{DIRECTORY}/modules.builtin.modinfo"),
+        b"md5.alias=crypto-md5\0md5.license=GPL\0".to_vec(),
+    );
     for (path, records) in modules {
         insert(format!("{DIRECTORY}/kernel/{path}.ko"), module(records));
     }
@@ -23,7 +29,10 @@ fn ext4() -> Tree {
         ("crypto/crc32c_generic", &["alias=crypto-crc32c"]),
         ("drivers/block/virtio_blk", &["alias=virtio:d00000002v*", "depends="]),
         ("drivers/net/e1000", &["depends="]),
-        ("fs/ext4/ext4", &["alias=fs-ext4", "softdep=pre: crypto-crc32c", "depends=jbd2"]),
+        (
+            "fs/ext4/ext4",
+            &["alias=fs-ext4", "softdep=pre: crypto-crc32c", "depends=jbd2"],
+        ),
         ("fs/jbd2/jbd2", &["softdep=pre: crypto-crc32c"]),
         ("net/sched/sch_htb", &[]),
         ("net/sched/sch_old", &["softdep=pre: crypto-md5 post: e1000"]),
@@ -47,7 +56,11 @@ fn error(tree: &Tree, lists: &Lists) -> String {
 
 #[test]
 fn the_table_has_what_modules_need_before_them() {
-    let choice = choose(&ext4(), &lists(&["virtio_blk", "ext4", "fuse", CRC[0], CRC[1]], &[], &[])).unwrap();
+    let choice = choose(
+        &ext4(),
+        &lists(&["virtio_blk", "ext4", "fuse", CRC[0], CRC[1]], &[], &[]),
+    )
+    .unwrap();
     let wanted = "module virtio_blk\nalias virtio:d00000002v*\nmodule crc32c_generic\nalias crypto-crc32c\n\
                   module crc32c_intel\nalias crypto-crc32c\nalias cpu:type:x86*\n\
                   module jbd2 soft crc32c_generic crc32c_intel\n\
@@ -60,14 +73,28 @@ fn the_table_has_what_modules_need_before_them() {
 #[test]
 fn the_root_has_listed_folders_and_what_their_modules_like() {
     let choice = choose(&ext4(), &lists(&[], &[], &["kernel/net/sched"])).unwrap();
-    let names: Vec<_> = choice.paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
+    let names: Vec<_> = choice
+        .paths
+        .iter()
+        .map(|path| path.rsplit('/').next().unwrap())
+        .collect();
     assert_eq!(names, ["e1000.ko", "sch_htb.ko", "sch_old.ko"]);
 
     let mut tree = ext4();
     prune(&mut tree, &choice.directory, &choice.paths);
-    let folders = tree.below(&format!("{DIRECTORY}/kernel/")).filter(|(_, entry)| entry.node == Node::Directory);
+    let folders = tree
+        .below(&format!("{DIRECTORY}/kernel/"))
+        .filter(|(_, entry)| entry.node == Node::Directory);
     let folders: Vec<_> = folders.map(|(path, _)| path.strip_prefix(DIRECTORY).unwrap()).collect();
-    assert_eq!(folders, ["/kernel/drivers", "/kernel/drivers/net", "/kernel/net", "/kernel/net/sched"]);
+    assert_eq!(
+        folders,
+        [
+            "/kernel/drivers",
+            "/kernel/drivers/net",
+            "/kernel/net",
+            "/kernel/net/sched"
+        ]
+    );
 }
 
 #[test]

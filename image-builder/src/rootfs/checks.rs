@@ -12,7 +12,7 @@ const EXECUTABLE: u32 = 0o111;
 const KEY_BEGINS: &[u8] = b"-----BEGIN";
 const KEY_SAYS: &[u8] = b"PRIVATE KEY-----";
 /// What is there at run time only.
-const RUN_TIME: [&str; 4] = ["/dev/", "/proc/", "/run", "/sys/"];
+const RUN_TIME: [&str; 4] = ["dev/", "proc/", "run", "sys/"];
 
 /// Takes away the set-user-id and set-group-id bits that nobody needs.
 pub(super) fn clear_set_id(tree: &mut Tree, rules: &SetId) -> Result<(), BadRoot> {
@@ -32,7 +32,7 @@ pub(super) fn check(tree: &Tree, recipe: &Recipe) -> Result<(), BadRoot> {
         match &entry.node {
             Node::Directory => {}
             Node::Symlink(target) => {
-                if !RUN_TIME.iter().any(|start| target.starts_with(start)) && is_dangling(tree, path, target) {
+                if is_dangling(tree, path, target) {
                     problems.push(format!("{path} leads to {target}, which is not there"));
                 }
             }
@@ -46,12 +46,18 @@ pub(super) fn check(tree: &Tree, recipe: &Recipe) -> Result<(), BadRoot> {
                     problems.push(format!("{path} is a private key"));
                 }
                 if entry.mode & SET_ID != 0 && !kept.contains(path) {
-                    problems.push(format!("{path} runs with another's rights (mode {:o}); see [set_id]", entry.mode));
+                    problems.push(format!(
+                        "{path} runs with another's rights (mode {:o}); see [set_id]",
+                        entry.mode
+                    ));
                 }
             }
             Node::HardLink(_) => {
                 if entry.mode & SET_ID != 0 && !kept.contains(path) {
-                    problems.push(format!("{path} runs with another's rights (mode {:o}); see [set_id]", entry.mode));
+                    problems.push(format!(
+                        "{path} runs with another's rights (mode {:o}); see [set_id]",
+                        entry.mode
+                    ));
                 }
             }
         }
@@ -65,8 +71,10 @@ pub(super) fn check(tree: &Tree, recipe: &Recipe) -> Result<(), BadRoot> {
 }
 
 fn is_dangling(tree: &Tree, path: &str, target: &str) -> bool {
-    // The root itself is no entry.
-    tree.resolve(path).is_none() && target != "/"
+    let target = target.trim_start_matches("../").trim_start_matches('/');
+    let is_run_time = RUN_TIME.iter().any(|start| target.starts_with(start));
+    let is_root = target.is_empty(); // which is no entry
+    !is_run_time && !is_root && tree.resolve(path).is_none()
 }
 
 /// What a script says it runs with.
@@ -86,5 +94,7 @@ fn is_program(tree: &Tree, name: &str) -> bool {
     if name.contains('/') {
         return tree.resolve(name).is_some();
     }
-    ["usr/bin", "usr/sbin"].iter().any(|folder| tree.resolve(&format!("{folder}/{name}")).is_some())
+    ["usr/bin", "usr/sbin"]
+        .iter()
+        .any(|folder| tree.resolve(&format!("{folder}/{name}")).is_some())
 }

@@ -21,7 +21,11 @@ pub(super) fn write(tree: &mut Tree, packages: &BTreeMap<&str, &Deb>) -> Result<
     for (name, deb) in packages {
         status.push_str(&paragraph(deb));
         status.push('\n');
-        put(tree, &format!("{INFO}{}.list", info_name(name, deb)), Entry::file(0o644, list(deb)))?;
+        put(
+            tree,
+            &format!("{INFO}{}.list", info_name(name, deb)),
+            Entry::file(0o644, list(deb)),
+        )?;
     }
     put(tree, &format!("{DATABASE}/status"), Entry::file(0o644, status))?;
     put(tree, &format!("{INFO}format"), Entry::file(0o644, "1\n"))?;
@@ -34,9 +38,16 @@ pub(super) fn write(tree: &mut Tree, packages: &BTreeMap<&str, &Deb>) -> Result<
 /// Takes out of the lists what is not in the image any more.
 pub(super) fn forget_missing(tree: &mut Tree) {
     let is_list = |path: &&str| path.ends_with(".list");
-    let lists: Vec<String> = tree.below(INFO).map(|(path, _)| path).filter(is_list).map(str::to_owned).collect();
+    let lists: Vec<String> = tree
+        .below(INFO)
+        .map(|(path, _)| path)
+        .filter(is_list)
+        .map(str::to_owned)
+        .collect();
     for path in lists {
-        let Some(Node::File(contents)) = tree.get(&path).map(|entry| &entry.node) else { continue };
+        let Some(Node::File(contents)) = tree.get(&path).map(|entry| &entry.node) else {
+            continue;
+        };
         let mut kept = String::new();
         for line in String::from_utf8_lossy(contents).lines() {
             let here = line.trim_start_matches('/');
@@ -60,7 +71,11 @@ fn paragraph(deb: &Deb) -> String {
         if name.eq_ignore_ascii_case("Description") {
             text.push_str(&std::mem::take(&mut conffiles));
         }
-        let space = if value.starts_with('\n') || value.is_empty() { "" } else { " " };
+        let space = if value.starts_with('\n') || value.is_empty() {
+            ""
+        } else {
+            " "
+        };
         writeln!(text, "{name}:{space}{value}").expect("a text takes more text");
         if name.eq_ignore_ascii_case("Package") {
             text.push_str("Status: install ok installed\n");

@@ -37,14 +37,19 @@ pub(super) fn missing(tree: &Tree) -> Vec<String> {
                 continue;
             }
         };
-        if let Some(interpreter) = needs.interpreter
-            && tree.resolve(&interpreter).is_none()
+        if let Some(interpreter) = &needs.interpreter
+            && tree.resolve(interpreter).is_none()
         {
             problems.push(format!("{path} needs {interpreter}, which is not there"));
         }
         let origin = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let own = needs.folders.iter().map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
-        let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).collect();
+        let own = needs
+            .folders
+            .iter()
+            .map(|folder| folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin));
+        // A library may count on the program that loads it, which looks in the library's folder.
+        let beside = needs.interpreter.is_none().then(|| origin.to_owned());
+        let folders: Vec<String> = own.chain(FOLDERS.map(str::to_owned)).chain(beside).collect();
         for library in &needs.libraries {
             let is_there = |folder: &String| tree.resolve(&format!("{folder}/{library}")).is_some();
             if !folders.iter().any(is_there) {

@@ -34,9 +34,4 @@ impl Patterns {
     pub(super) fn match_any(&self, path: &str) -> bool {
         self.0.is_match(path)
     }
-
-    /// The places of the patterns that match.
-    pub(super) fn matching(&self, path: &str) -> Vec<usize> {
-        self.0.matches(path)
-    }
 }

@@ -28,7 +28,9 @@ pub(super) fn prune(tree: &mut Tree, recipe: &Recipe) -> Result<(), BadRoot> {
     }
     let mut emptied: BTreeSet<String> = gone.iter().flat_map(|path| parents(path)).collect();
     // Directories that packages have empty, below what is pruned, go as well: their names match.
-    let empty = tree.iter().filter(|(path, entry)| entry.node == Node::Directory && is_pruned(path));
+    let empty = tree
+        .iter()
+        .filter(|(path, entry)| entry.node == Node::Directory && is_pruned(path));
     emptied.extend(empty.map(|(path, _)| path.to_owned()));
     for path in emptied.iter().rev() {
         let is_wanted = recipe.directories.contains_key(path);
@@ -52,7 +54,9 @@ fn keep_contents_of_links(tree: &mut Tree, gone: &BTreeSet<String>) {
         }
     }
     for (target, names) in heirs {
-        let Some(contents) = tree.contents(&target).cloned() else { continue };
+        let Some(contents) = tree.contents(&target).cloned() else {
+            continue;
+        };
         for name in &names {
             let node = match name == &names[0] {
                 true => Node::File(contents.clone()),

@@ -17,7 +17,10 @@ const VERSION_FILE: &str = "etc/sysvm-release";
 /// Directories, links, and files as far as they are there or can be made.
 pub(super) fn apply(tree: &mut Tree, recipe: &Recipe, accounts: &Accounts) -> Result<(), BadRoot> {
     for (path, target) in &recipe.links {
-        if let Some(Entry { node: Node::Directory, .. }) = tree.get(path) {
+        if let Some(Entry {
+            node: Node::Directory, ..
+        }) = tree.get(path)
+        {
             remove_empty(tree, path)?;
         }
         put(tree, path, Entry::symlink(target))?;
@@ -89,7 +92,9 @@ fn own(tree: &mut Tree, path: &str, rule: &FileRule, accounts: &Accounts) -> Res
 fn remove_empty(tree: &mut Tree, path: &str) -> Result<(), BadRoot> {
     let inside = format!("{path}/");
     if tree.below(&inside).next().is_some() {
-        return Err(BadRoot::BadRecipe(format!("[links] has {path}, which is a directory with files in it")));
+        return Err(BadRoot::BadRecipe(format!(
+            "[links] has {path}, which is a directory with files in it"
+        )));
     }
     tree.remove(path);
     Ok(())

@@ -34,7 +34,9 @@ pub(super) fn enable(tree: &mut Tree, units: &Units) -> Result<(), BadRoot> {
         let file = find(tree, &unit)?;
         let install = Install::parse(text(tree, &file, "enabling a unit")?);
         if install == Install::default() {
-            return Err(BadRoot::BadRecipe(format!("[units] enables {unit}, which has nothing in [Install]")));
+            return Err(BadRoot::BadRecipe(format!(
+                "[units] enables {unit}, which has nothing in [Install]"
+            )));
         }
         let target = format!("/{file}");
         let folders = [
@@ -44,7 +46,11 @@ pub(super) fn enable(tree: &mut Tree, units: &Units) -> Result<(), BadRoot> {
         ];
         for (others, kind) in folders {
             for other in others {
-                put(tree, &format!("{SYSTEM}/{other}.{kind}/{unit}"), Entry::symlink(&target))?;
+                put(
+                    tree,
+                    &format!("{SYSTEM}/{other}.{kind}/{unit}"),
+                    Entry::symlink(&target),
+                )?;
             }
         }
         for alias in install.alias.iter().filter(|alias| **alias != unit) {
@@ -56,7 +62,9 @@ pub(super) fn enable(tree: &mut Tree, units: &Units) -> Result<(), BadRoot> {
     for unit in &units.mask {
         let path = format!("{SYSTEM}/{unit}");
         if tree.get(&path).is_some() {
-            return Err(BadRoot::BadRecipe(format!("[units] masks {unit}, which is in /{SYSTEM} itself")));
+            return Err(BadRoot::BadRecipe(format!(
+                "[units] masks {unit}, which is in /{SYSTEM} itself"
+            )));
         }
         find(tree, unit)?;
         put(tree, &path, Entry::symlink("/dev/null"))?;
@@ -78,7 +86,9 @@ fn find(tree: &Tree, unit: &str) -> Result<String, BadRoot> {
             }
         }
     }
-    Err(BadRoot::BadRecipe(format!("[units] names {unit}, which no package and no overlay has")))
+    Err(BadRoot::BadRecipe(format!(
+        "[units] names {unit}, which no package and no overlay has"
+    )))
 }
 
 impl Install {
@@ -90,7 +100,9 @@ impl Install {
             if line.starts_with('[') {
                 is_here = line == "[Install]";
             }
-            let Some((key, value)) = line.split_once('=').filter(|_| is_here) else { continue };
+            let Some((key, value)) = line.split_once('=').filter(|_| is_here) else {
+                continue;
+            };
             let list = match key.trim() {
                 "WantedBy" => &mut install.wanted_by,
                 "RequiredBy" => &mut install.required_by,
@@ -117,9 +129,19 @@ mod tests {
         let unit = "[Unit]\nWantedBy=no\n[Install]\nWantedBy=multi-user.target \\\n other.target\nAlias=b.service\n";
         put(&mut tree, "usr/lib/systemd/system/a.service", Entry::file(0o644, unit)).unwrap();
         let template = "[Install]\nWantedBy=getty.target\nAlso=a.service\n";
-        put(&mut tree, "usr/lib/systemd/system/g@.service", Entry::file(0o644, template)).unwrap();
+        put(
+            &mut tree,
+            "usr/lib/systemd/system/g@.service",
+            Entry::file(0o644, template),
+        )
+        .unwrap();
         let plain = "[Service]\nExecStart=/bin/true\n";
-        put(&mut tree, "usr/lib/systemd/system/plain.service", Entry::file(0o644, plain)).unwrap();
+        put(
+            &mut tree,
+            "usr/lib/systemd/system/plain.service",
+            Entry::file(0o644, plain),
+        )
+        .unwrap();
         tree
     }
 
@@ -135,7 +157,10 @@ mod tests {
     fn a_unit_is_linked_from_where_it_wants_to_be() {
         let mut tree = tree();
         enable(&mut tree, &units(&["g@tty1.service"], &["plain.service"])).unwrap();
-        let links: Vec<(&str, &Entry)> = tree.below("etc/").filter(|(path, _)| path.ends_with("service")).collect();
+        let links: Vec<(&str, &Entry)> = tree
+            .below("etc/")
+            .filter(|(path, _)| path.ends_with("service"))
+            .collect();
         let a = Entry::symlink("/usr/lib/systemd/system/a.service");
         assert_eq!(
             links,
@@ -155,9 +180,18 @@ mod tests {
     #[test]
     fn what_cannot_start_is_told() {
         let cases = [
-            (units(&["x.service"], &[]), "[units] names x.service, which no package and no overlay has"),
-            (units(&["plain.service"], &[]), "[units] enables plain.service, which has nothing in [Install]"),
-            (units(&["a.service"], &["a.service"]), "[units] enables and masks a.service"),
+            (
+                units(&["x.service"], &[]),
+                "[units] names x.service, which no package and no overlay has",
+            ),
+            (
+                units(&["plain.service"], &[]),
+                "[units] enables plain.service, which has nothing in [Install]",
+            ),
+            (
+                units(&["a.service"], &["a.service"]),
+                "[units] enables and masks a.service",
+            ),
         ];
         for (units, message) in cases {
             let error = enable(&mut tree(), &units).unwrap_err();

@@ -50,10 +50,15 @@ impl Accounts {
                 members: (*members).to_owned(),
             });
         }
-        groups.extend(recipe.groups.iter().map(|(name, gid)| Group {
-            name: name.clone(),
-            gid: *gid,
-            members: recipe.members.get(name).map_or_else(String::new, |names| names.join(",")),
+        groups.extend(recipe.groups.iter().map(|(name, gid)| {
+            Group {
+                name: name.clone(),
+                gid: *gid,
+                members: recipe
+                    .members
+                    .get(name)
+                    .map_or_else(String::new, |names| names.join(",")),
+            }
         }));
         let mut users = Vec::new();
         for line in lines(tree, PASSWD)? {
@@ -85,13 +90,17 @@ impl Accounts {
     /// A user's number.
     pub(super) fn uid(&self, name: &str) -> Result<u32, BadRoot> {
         let user = self.users.iter().find(|user| user.name == name);
-        Ok(user.ok_or_else(|| BadRoot::BadRecipe(format!("there is no user {name:?}")))?.uid)
+        Ok(user
+            .ok_or_else(|| BadRoot::BadRecipe(format!("there is no user {name:?}")))?
+            .uid)
     }
 
     /// A group's number.
     pub(super) fn gid(&self, name: &str) -> Result<u32, BadRoot> {
         let group = self.groups.iter().find(|group| group.name == name);
-        Ok(group.ok_or_else(|| BadRoot::BadRecipe(format!("there is no group {name:?}")))?.gid)
+        Ok(group
+            .ok_or_else(|| BadRoot::BadRecipe(format!("there is no group {name:?}")))?
+            .gid)
     }
 
     /// Writes passwd, group, shadow and gshadow. Nobody has a password that could be right.
@@ -151,7 +160,9 @@ fn unique<'a>(what: &str, accounts: impl Iterator<Item = (&'a String, u32)>) -> 
             return Err(BadRoot::BadRecipe(format!("there are two {what}s {name:?}")));
         }
         if let Some(other) = ids.insert(id, name) {
-            return Err(BadRoot::BadRecipe(format!("the {what}s {other:?} and {name:?} have the number {id}")));
+            return Err(BadRoot::BadRecipe(format!(
+                "the {what}s {other:?} and {name:?} have the number {id}"
+            )));
         }
     }
     Ok(())
@@ -160,7 +171,9 @@ fn unique<'a>(what: &str, accounts: impl Iterator<Item = (&'a String, u32)>) -> 
 /// Lines that are neither empty nor comments.
 fn lines<'a>(tree: &'a Tree, path: &str) -> Result<impl Iterator<Item = &'a str>, BadRoot> {
     let text = text(tree, path, "users and groups")?;
-    Ok(text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')))
+    Ok(text
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with('#')))
 }
 
 fn bad(path: &str, line: &str) -> BadRoot {
