@@ -3,20 +3,25 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use image_builder::cache::Cache;
 use image_builder::lock::Lock;
 use image_builder::recipe::Recipe;
-use platform::files;
+use platform::{files, shutdown};
+use tokio::task::spawn_blocking;
 
 pub(crate) mod build;
 pub(crate) mod check_signature;
+pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod fetch;
 pub(crate) mod inspect;
 pub(crate) mod lock;
+pub(crate) mod publish;
 pub(crate) mod sbom;
 pub(crate) mod sign;
 pub(crate) mod verify;
@@ -28,7 +33,7 @@ const MAX_LOCK: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct LockFile {
     /// The lock file: which packages, by their digests.
-    #[arg(long = "lock", value_name = "FILE", default_value = "image-builder/image.lock")]
+    #[arg(id = "lock", long, value_name = "FILE", default_value = "image-builder/image.lock")]
     pub(crate) path: PathBuf,
 }
 
@@ -53,15 +58,14 @@ impl LockFile {
 #[derive(Debug, Args)]
 pub(crate) struct CacheDir {
     /// Where packages and tools are kept for the next time [default: $XDG_CACHE_HOME/sysvm or ~/.cache/sysvm].
-    #[arg(long = "cache", value_name = "DIR")]
+    #[arg(id = "cache", long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 
 impl CacheDir {
     /// The cache there; made if it is not.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
-        let dir = self.path.as_deref().map(Path::to_owned);
-        Ok(Cache::open(dir.map_or_else(Cache::default_dir, Ok)?)?)
+        Ok(Cache::open(self.path.clone().map_or_else(Cache::default_dir, Ok)?)?)
     }
 }
 
@@ -69,7 +73,7 @@ impl CacheDir {
 #[derive(Debug, Args)]
 pub(crate) struct RecipeDir {
     /// A directory with recipe.toml and overlay/ to use instead of the program's own
-    #[arg(long = "recipe", value_name = "DIR")]
+    #[arg(id = "recipe", long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 
@@ -108,12 +112,27 @@ fn read_text(path: &Path, limit: u64) -> anyhow::Result<String> {
 }
 
 /// A lock file by its path.
-fn read_lock(path: &Path) -> anyhow::Result<image_builder::lock::Lock> {
+fn read_lock(path: &Path) -> anyhow::Result<Lock> {
     let text = read_text(path, MAX_LOCK)?;
-    image_builder::lock::Lock::parse(&text).with_context(|| format!("{} is no lock file", path.display()))
+    Lock::parse(&text).with_context(|| format!("{} is no lock file", path.display()))
 }
 
 /// Work that reads whole disks, away from the thread that answers ctrl-C.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the work panicked")
+    spawn_blocking(work).await.context("the work panicked")
+}
+
+/// Like [`blocking`], until SIGINT or SIGTERM: then the flag that the work got becomes true, and it ends soon, leaving
+/// nothing half done.
+async fn until_stopped(work: impl FnOnce(&AtomicBool) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let signal = shutdown::signal();
+    let mut work = spawn_blocking(move || work(&seen));
+    tokio::select! {
+        result = &mut work => return result.context("the work panicked")?,
+        () = signal => stop.store(true, Ordering::Relaxed),
+    }
+    work.await.context("the work panicked")??;
+    bail!("stopped when it was just done")
 }

@@ -8,7 +8,7 @@ use platform::{exit, logging, shutdown};
 
 mod commands;
 
-use commands::{build, check_signature, diff, fetch, inspect, lock, sbom, sign, verify};
+use commands::{build, check_signature, convert, diff, fetch, inspect, lock, publish, sbom, sign, verify};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +18,8 @@ Examples:
   image-builder diff old.qcow2 new.ova           which packages and files changed
   image-builder verify image/ --programs DIR     build again: are these the bytes that recipe and lock file make?
   image-builder sign image/ --key image.key      sign its list of digests
-  image-builder publish image/ --output DIR      as a CloudStack server expects it
+  image-builder convert sysvm.qcow2 sysvm.ova    the same disk in another format
+  image-builder publish sysvm.qcow2 --out DIR    the files that a CloudStack server expects
 
 `image-builder COMMAND --help` has more. docs/image-builder.md is the manual.
 Logs and progress go to standard error; SYSVM_LOG=debug shows more.
@@ -37,12 +38,14 @@ enum Command {
     Lock(lock::Lock),
     Fetch(fetch::Fetch),
     Build(build::Build),
+    Convert(convert::Convert),
     Inspect(inspect::Inspect),
     Diff(diff::Diff),
     Verify(verify::Verify),
     Sbom(sbom::Sbom),
     Sign(sign::Sign),
     CheckSignature(check_signature::CheckSignature),
+    Publish(publish::Publish),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +73,8 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => return Ok(diff::run(args).await),
         Command::Fetch(args) => fetch::run(args).await,
         Command::Build(args) => build::run(args).await,
+        Command::Convert(args) => convert::run(args).await,
+        Command::Publish(args) => publish::run(args).await,
         Command::Inspect(args) => inspect::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Sbom(args) => sbom::run(args).await,
@@ -77,4 +82,16 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::CheckSignature(args) => check_signature::run(args).await,
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense_to_clap() {
+        Cli::command().debug_assert();
+    }
 }

@@ -20,10 +20,10 @@ pub struct Source {
     /// ARCHIVE=URL where the address does not say it, as for a snapshot:
     /// debian=https://snapshot.example.org/archive/debian/20260101T000000Z. What the first does not have is taken from the
     /// next. http, https and file addresses are understood; apt's proxy and auth.conf settings count.
-    #[arg(long = "mirror", value_name = "URL", verbatim_doc_comment)]
+    #[arg(id = "mirror", long, value_name = "URL", verbatim_doc_comment)]
     pub mirrors: Vec<String>,
     /// Use no network: everything must be in the cache.
-    #[arg(long, conflicts_with = "mirrors")]
+    #[arg(long, conflicts_with = "mirror")]
     pub offline: bool,
 }
 

@@ -69,11 +69,15 @@ impl Root {
     fn parse(value: &str) -> Result<Self, BadCmdline> {
         let bad = || BadCmdline::BadRoot(value.to_owned());
         if let Some(label) = value.strip_prefix("LABEL=") {
-            Some(label).filter(|label| !label.is_empty()).map(|label| Self::Label(label.to_owned()))
+            Some(label)
+                .filter(|label| !label.is_empty())
+                .map(|label| Self::Label(label.to_owned()))
         } else if let Some(uuid) = value.strip_prefix("UUID=") {
             parse_uuid(uuid).map(Self::Uuid)
         } else {
-            let name = value.strip_prefix("/dev/").filter(|name| !name.is_empty() && !name.contains('/'));
+            let name = value
+                .strip_prefix("/dev/")
+                .filter(|name| !name.is_empty() && !name.contains('/'));
             name.map(|name| Self::Device(name.to_owned()))
         }
         .ok_or_else(bad)
@@ -113,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_image_s_own_line_is_understood() {
-        let line = "BOOT_IMAGE=/vmlinuz root=LABEL=root rw net.ifnames=0 console=tty0 console=ttyS0,115200n8 panic=10\n";
+        let line =
+            "BOOT_IMAGE=/vmlinuz root=LABEL=root rw net.ifnames=0 console=tty0 console=ttyS0,115200n8 panic=10\n";
         let wanted = Cmdline {
             root: Root::Label("root".to_owned()),
             is_read_only: false,
@@ -138,7 +143,15 @@ mod tests {
     #[test]
     fn a_root_that_cannot_be_found_is_refused() {
         assert_eq!(Cmdline::parse("quiet rw"), Err(BadCmdline::NoRoot));
-        for root in ["LABEL=", "UUID=1234", "PARTUUID=1-2", "/dev/", "/dev/disk/by-label/root", "vda1", ""] {
+        for root in [
+            "LABEL=",
+            "UUID=1234",
+            "PARTUUID=1-2",
+            "/dev/",
+            "/dev/disk/by-label/root",
+            "vda1",
+            "",
+        ] {
             let error = Cmdline::parse(&format!("root={root}")).unwrap_err();
             assert_eq!(error, BadCmdline::BadRoot(root.to_owned()), "{root}");
         }

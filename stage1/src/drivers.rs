@@ -70,7 +70,8 @@ impl Drivers {
             }
             if let Ok(alias) = fs::read_to_string(device.join("modalias")) {
                 let answering = self.table.answering(alias.trim_end());
-                self.wanted.extend(answering.filter(|place| self.states[*place] == State::Untried));
+                self.wanted
+                    .extend(answering.filter(|place| self.states[*place] == State::Untried));
             }
         }
     }
@@ -78,7 +79,10 @@ impl Drivers {
     fn load(&mut self, place: usize) {
         if self.states[place] == State::Untried {
             // Above it in the table, so this ends.
-            let (soft, needs) = (self.table.modules[place].soft.clone(), self.table.modules[place].needs.clone());
+            let (soft, needs) = (
+                self.table.modules[place].soft.clone(),
+                self.table.modules[place].needs.clone(),
+            );
             for needed in soft.into_iter().chain(needs) {
                 self.load(needed);
             }
@@ -99,8 +103,10 @@ fn insert(name: &str) -> Result<(), Errno> {
 
 /// What is in a directory, in the order of names; nothing when it cannot be read.
 pub(crate) fn entries(directory: PathBuf) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(directory).map_or_else(|_| Vec::new(), |list| list.flatten().map(|entry| entry.path()).collect());
+    let mut paths: Vec<PathBuf> = fs::read_dir(directory).map_or_else(
+        |_| Vec::new(),
+        |list| list.flatten().map(|entry| entry.path()).collect(),
+    );
     paths.sort();
     paths
 }
@@ -108,8 +114,10 @@ pub(crate) fn entries(directory: PathBuf) -> Vec<PathBuf> {
 impl Display for Drivers {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let named = || self.table.modules.iter().map(|module| &module.name).zip(&self.states);
-        let loaded: Vec<&str> =
-            named().filter(|(_, state)| **state == State::Loaded).map(|(name, _)| name.as_str()).collect();
+        let loaded: Vec<&str> = named()
+            .filter(|(_, state)| **state == State::Loaded)
+            .map(|(name, _)| name.as_str())
+            .collect();
         let failed: Vec<String> = named()
             .filter_map(|(name, state)| match state {
                 State::Failed(errno) => Some(format!("{name} ({})", errno.desc())),

@@ -37,11 +37,7 @@ enum Failure {
     #[error(transparent)]
     NoRootFound(#[from] NoRootFound),
     #[error("cannot mount {what} on {target}: {}", errno.desc())]
-    Mount {
-        what: String,
-        target: String,
-        errno: Errno,
-    },
+    Mount { what: String, target: String, errno: Errno },
     #[error("cannot read {path}: {source}")]
     Read { path: &'static str, source: std::io::Error },
     #[error("cannot enter the root file system: {}", .0.desc())]
@@ -66,7 +62,11 @@ fn boot(started: Instant, log: &mut Log) -> Result<std::convert::Infallible, Fai
     let root = root::find(&cmdline.root, table, started)?;
 
     let device = format!("/dev/{}", root.device);
-    let read_only = if cmdline.is_read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let read_only = if cmdline.is_read_only {
+        MsFlags::MS_RDONLY
+    } else {
+        MsFlags::empty()
+    };
     mount_at(&device, SYSROOT, root.file_system, read_only, cmdline.flags.as_deref())?;
     log.info(&format!(
         "{device} ({}) is the root after {} ms; {}",
@@ -80,7 +80,13 @@ fn boot(started: Instant, log: &mut Log) -> Result<std::convert::Infallible, Fai
     let _ = fs::remove_file("/init");
 
     for name in MOVED {
-        mount_at(&format!("/{name}"), &format!("{SYSROOT}/{name}"), "", MsFlags::MS_MOVE, None)?;
+        mount_at(
+            &format!("/{name}"),
+            &format!("{SYSROOT}/{name}"),
+            "",
+            MsFlags::MS_MOVE,
+            None,
+        )?;
     }
     chdir(SYSROOT).map_err(Failure::Enter)?;
     mount_at(".", "/", "", MsFlags::MS_MOVE, None)?;
@@ -101,12 +107,22 @@ fn mount_system() -> Result<(), Failure> {
     mount_at("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, Some("mode=0755"))?;
     mount_at("proc", "/proc", "proc", quiet, None)?;
     mount_at("sysfs", "/sys", "sysfs", quiet, None)?;
-    mount_at("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(RUN))
+    mount_at(
+        "tmpfs",
+        "/run",
+        "tmpfs",
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(RUN),
+    )
 }
 
 fn mount_at(what: &str, target: &str, kind: &str, flags: MsFlags, options: Option<&str>) -> Result<(), Failure> {
     mount(Some(what), target, Some(kind), flags, options).map_err(|errno| Failure::Mount {
-        what: if kind.is_empty() || what == kind { what.to_owned() } else { format!("{what} ({kind})") },
+        what: if kind.is_empty() || what == kind {
+            what.to_owned()
+        } else {
+            format!("{what} ({kind})")
+        },
         target: target.to_owned(),
         errno,
     })
@@ -146,7 +162,9 @@ impl Log {
     /// One write call is one record.
     fn write(&mut self, level: u8, text: &str) -> bool {
         let record = format!("<{level}>stage1: {text}\n");
-        self.0.as_mut().is_some_and(|kmsg| kmsg.write_all(record.as_bytes()).is_ok())
+        self.0
+            .as_mut()
+            .is_some_and(|kmsg| kmsg.write_all(record.as_bytes()).is_ok())
     }
 }
 

@@ -113,7 +113,8 @@ impl Devices {
     /// One line for each device.
     fn describe(&self) -> String {
         if self.0.is_empty() {
-            return "there is no block device at all: does the kernel have a driver for this disk controller?\n".to_owned();
+            return "there is no block device at all: does the kernel have a driver for this disk controller?\n"
+                .to_owned();
         }
         let mut text = String::new();
         for (name, held) in &self.0 {
@@ -137,6 +138,8 @@ fn read(name: &str) -> io::Result<Option<Superblock>> {
     let mut start = Vec::new();
     let length = u64::try_from(LENGTH).map_err(io::Error::other)?;
     // Names in sysfs have `!` where those in /dev have `/`: cciss!c0d0.
-    File::open(format!("/dev/{}", name.replace('!', "/")))?.take(length).read_to_end(&mut start)?;
+    File::open(format!("/dev/{}", name.replace('!', "/")))?
+        .take(length)
+        .read_to_end(&mut start)?;
     Ok(Superblock::find(&start))
 }

@@ -134,9 +134,16 @@ impl Table {
 
     /// Places of the modules that answer to a device's modalias, or to another alias.
     pub fn answering<'a>(&'a self, alias: &'a str) -> impl Iterator<Item = usize> + 'a {
-        let is_for = |module: &Module| module.aliases.iter().any(|pattern| matches(pattern.as_bytes(), alias.as_bytes()));
+        let is_for = |module: &Module| {
+            module
+                .aliases
+                .iter()
+                .any(|pattern| matches(pattern.as_bytes(), alias.as_bytes()))
+        };
         let numbered = self.modules.iter().enumerate();
-        numbered.filter(move |(_, module)| is_for(module)).map(|(place, _)| place)
+        numbered
+            .filter(move |(_, module)| is_for(module))
+            .map(|(place, _)| place)
     }
 }
 
@@ -220,7 +227,15 @@ mod tests {
             error("module a\nmodule b needs c\n"),
             "line 2 of the table of modules needs c, which is not above it"
         );
-        for text in ["alias x", "module", "module a/b", "module a b", "module a\nmodule a", "module a\nalias x y", "\n"] {
+        for text in [
+            "alias x",
+            "module",
+            "module a/b",
+            "module a b",
+            "module a\nmodule a",
+            "module a\nalias x y",
+            "\n",
+        ] {
             assert!(error(text).contains("is not understood"), "{text:?}");
         }
         assert_eq!(

@@ -368,8 +368,8 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap",
+             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip tinyproxy bindfs e2fsprogs nftables systemd \
+             debian-archive-keyring gnupg mmdebstrap",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -1,13 +1,12 @@
 //! `convert`: from any of our formats to any other.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use image_builder::formats::{self, Compression, Format, Watched};
 use image_builder::{output, progress};
-use platform::shutdown;
+
 use tracing::info;
 
 /// Convert an image to another format
@@ -38,7 +37,10 @@ pub(crate) struct Convert {
 pub(crate) async fn run(args: &Convert) -> anyhow::Result<()> {
     let format = match args.format.or_else(|| Format::of_name(&args.output)) {
         Some(format) => format,
-        None => bail!("{} does not end in a format's name; give --format", args.output.display()),
+        None => bail!(
+            "{} does not end in a format's name; give --format",
+            args.output.display()
+        ),
     };
     if args.compression.is_some() && format != Format::Qcow2 {
         bail!("--compression is for qcow2, and this is {format}; leave it out");
