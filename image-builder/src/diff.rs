@@ -144,13 +144,17 @@ fn facts_of(view: &View, have_disks: bool) -> BTreeMap<String, String> {
     if have_disks && let Some(disk) = &view.disk {
         facts.extend(kernel.command_line.map(|line| ("kernel command line".to_owned(), line)));
         facts.insert("disk size".to_owned(), disk.size.to_string());
-        facts.insert("disk id".to_owned(), disk.gpt.disk.to_string());
-        for part in &disk.gpt.partitions {
+        facts.insert("disk id".to_owned(), disk.gpt.id.to_string());
+        for (number, part) in (1..).zip(&disk.gpt.partitions) {
             let text = format!(
                 "{} bytes at {}, type {}, id {}, {:?}",
-                part.size, part.start, part.kind, part.id, part.name
+                part.size(),
+                part.offset(),
+                part.kind,
+                part.id,
+                part.name
             );
-            facts.insert(format!("partition {}", part.number), text);
+            facts.insert(format!("partition {number}"), text);
         }
     }
     facts
@@ -346,9 +350,9 @@ pub(crate) struct Shown<'a>(pub(crate) &'a str);
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if self.0.contains(char::is_control) {
-            write!(f, "{:?}", self.0)
+            f.pad(&format!("{:?}", self.0))
         } else {
-            f.write_str(self.0)
+            f.pad(self.0)
         }
     }
 }

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::diff::Shown;
 use crate::facts::{self, Installed, Kernel, Password, Privileged, Units, User};
+use crate::gpt::{BIOS_BOOT, ESP, LINUX_ROOT, Partition};
 use crate::manifest::Contents;
 use crate::tree::{Node, Tree};
-use crate::view::gpt::{BIOS_BOOT, ESP, ROOT};
 use crate::view::{Kind, View};
 
 /// Everything that `image-builder inspect` says. Sizes are bytes.
@@ -151,8 +151,11 @@ impl Report {
         let tree = &view.tree;
         let disk = view.disk.as_ref().map(|disk| DiskReport {
             size: disk.size,
-            id: disk.gpt.disk.to_string(),
-            partitions: disk.gpt.partitions.iter().map(PartitionReport::of).collect(),
+            id: disk.gpt.id.to_string(),
+            partitions: (1..)
+                .zip(&disk.gpt.partitions)
+                .map(|(number, part)| PartitionReport::of(number, part))
+                .collect(),
             boot_files: disk
                 .esp
                 .iter()
@@ -315,20 +318,20 @@ impl Report {
 }
 
 impl PartitionReport {
-    fn of(partition: &crate::view::gpt::Partition) -> Self {
+    fn of(number: u32, partition: &Partition) -> Self {
         let kind = match partition.kind {
             BIOS_BOOT => "BIOS boot".to_owned(),
             ESP => "EFI system".to_owned(),
-            ROOT => "root".to_owned(),
+            LINUX_ROOT => "root".to_owned(),
             other => other.to_string(),
         };
         Self {
-            number: partition.number,
+            number,
             kind,
             name: partition.name.clone(),
             id: partition.id.to_string(),
-            start: partition.start,
-            size: partition.size,
+            start: partition.offset(),
+            size: partition.size(),
         }
     }
 }

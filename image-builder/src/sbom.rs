@@ -14,6 +14,7 @@ use crate::control::BadControl;
 use crate::facts::{self, Installed};
 use crate::lock::Lock;
 use crate::manifest::hex;
+use crate::recipe::Recipe;
 use crate::tree::Tree;
 
 mod crates;
@@ -67,7 +68,7 @@ pub enum SbomError {
     OtherLock {
         /// The package's name.
         package: String,
-        /// The version in the image, or `none`.
+        /// The version in the image.
         found: String,
         /// The version in the lock, or `none`.
         locked: String,
@@ -82,11 +83,11 @@ pub enum SbomError {
 
 impl Bill {
     /// What is in this root file system. Digests of packages come from `lock`, which must be the image's; crates from
-    /// `metadata`, what `cargo metadata --format-version 1` prints.
+    /// `metadata`, what `cargo metadata --format-version 1` prints; time and release from the recipe.
     ///
     /// # Errors
     /// The image does not say, or says something else than the lock.
-    pub fn of(tree: &Tree, lock: Option<&Lock>, metadata: Option<&[u8]>, epoch: u64) -> Result<Self, SbomError> {
+    pub fn of(tree: &Tree, lock: Option<&Lock>, metadata: Option<&[u8]>, recipe: &Recipe) -> Result<Self, SbomError> {
         let installed = facts::packages(tree)?;
         if installed.is_empty() {
             return Err(SbomError::NoPackages);
@@ -106,8 +107,8 @@ impl Bill {
         });
         let programs = tree.below(PROGRAMS).map(|(path, _)| path[PROGRAMS.len()..].to_owned());
         Ok(Self {
-            epoch,
-            distribution: "trixie".to_owned(),
+            epoch: recipe.epoch,
+            distribution: recipe.suite.clone(),
             packages: packages.collect(),
             crates: match metadata {
                 Some(metadata) => crates_of(metadata, &programs.collect())?,
@@ -157,25 +158,20 @@ impl Bill {
     }
 }
 
-/// The image and the lock must have the same packages.
+/// What is installed must be locked. The recipe may leave out packages that are.
 fn check(installed: &[Installed], lock: &Lock) -> Result<(), SbomError> {
-    let found: BTreeMap<_, _> = installed
-        .iter()
-        .map(|package| (&package.name, &package.version))
-        .collect();
     let locked: BTreeMap<_, _> = lock
         .packages
         .iter()
         .map(|package| (&package.name, &package.version))
         .collect();
-    let names = found.keys().chain(locked.keys());
-    let different = names.into_iter().find(|name| found.get(*name) != locked.get(*name));
-    different.map_or(Ok(()), |name| {
-        let or_none = |version: Option<&&String>| version.map_or("none", |version| version.as_str()).to_owned();
+    let is_other = |package: &&Installed| locked.get(&package.name) != Some(&&package.version);
+    installed.iter().find(is_other).map_or(Ok(()), |package| {
+        let locked = locked.get(&package.name).map_or("none", |version| version.as_str());
         Err(SbomError::OtherLock {
-            package: (*name).clone(),
-            found: or_none(found.get(name)),
-            locked: or_none(locked.get(name)),
+            package: package.name.clone(),
+            found: package.version.clone(),
+            locked: locked.to_owned(),
         })
     })
 }

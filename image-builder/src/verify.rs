@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use crate::diff::{Changes, Diff};
 use crate::formats::{self, Disk};
+use crate::gpt::{BIOS_BOOT, ESP, Gpt, LINUX_ROOT};
 use crate::manifest::{Contents, MANIFEST, Manifest, ManifestError, SUMS, Sums};
 use crate::tree::Tree;
-use crate::view::gpt::{self, BIOS_BOOT, ESP, Gpt, ROOT};
 use crate::view::{Kind, View, ViewError};
 
 /// How many differences inside of one file are told; more help nobody.
@@ -76,6 +76,20 @@ pub fn checksums(directory: &Path) -> Result<Vec<Mismatch>, ManifestError> {
     Ok(mismatches)
 }
 
+/// What of the inputs is not the same as when the files of a directory were built: what no rebuild can make up for.
+pub fn other_inputs(given: &Manifest, now: &Manifest) -> Vec<&'static str> {
+    let inputs = [
+        ("program", given.builder != now.builder),
+        ("recipe", given.recipe != now.recipe),
+        ("lock file", given.lock != now.lock),
+        ("epoch", given.epoch != now.epoch),
+    ];
+    inputs
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+}
+
 /// Compares the files of `given` with those that `rebuilt` has after building again, byte by byte, and says where they
 /// differ. Files of `given` that no build makes (signatures, notes) do not count.
 ///
@@ -84,8 +98,11 @@ pub fn checksums(directory: &Path) -> Result<Vec<Mismatch>, ManifestError> {
 pub fn compare(given: &Path, rebuilt: &Path) -> io::Result<Vec<Mismatch>> {
     let mut names = Vec::new();
     for entry in rebuilt.read_dir()? {
-        let name = entry?.file_name();
-        names.push(name.to_string_lossy().into_owned());
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // The build's own lock and what it writes beside.
+        if !name.starts_with('.') {
+            names.push(name);
+        }
     }
     names.sort();
     let mut mismatches = Vec::new();
@@ -182,7 +199,7 @@ fn explain(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<Vec<String>>
         )]);
     }
     let mut reasons = Vec::new();
-    match gpt::read(found) {
+    match Gpt::read(found) {
         Ok(gpt) if gpt == disk.gpt => {}
         Ok(gpt) => reasons.extend(explain_partitions(&disk.gpt, &gpt)),
         Err(error) => reasons.push(format!("partition table: {}", chain(&error))),
@@ -248,13 +265,9 @@ fn explain_file(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<String>
 
 fn explain_partitions(expected: &Gpt, found: &Gpt) -> Vec<String> {
     let describe = |gpt: &Gpt| -> BTreeMap<String, String> {
-        let partitions = gpt
-            .partitions
-            .iter()
-            .map(|part| (format!("partition {}", part.number), format!("{part:?}")));
-        partitions
-            .chain([("disk id".to_owned(), gpt.disk.to_string())])
-            .collect()
+        let partitions = (1..).zip(&gpt.partitions);
+        let partitions = partitions.map(|(number, part)| (format!("partition {number}"), format!("{part:?}")));
+        partitions.chain([("disk id".to_owned(), gpt.id.to_string())]).collect()
     };
     let changes = Changes::between(&describe(expected), &describe(found));
     lines_of("partition table", &changes)
@@ -328,14 +341,14 @@ fn layer(gpt: &Gpt, byte: u64, size: u64) -> String {
     let within = gpt
         .partitions
         .iter()
-        .find(|part| (part.start..part.start + part.size).contains(&byte));
+        .find(|part| (part.offset()..part.offset() + part.size()).contains(&byte));
     if let Some(part) = within {
-        let inside = byte - part.start;
+        let inside = byte - part.offset();
         return match part.kind {
             BIOS_BOOT => format!("byte {inside} of GRUB's core in the BIOS boot partition"),
             ESP => format!("byte {inside} of the EFI system partition, outside of its files"),
-            ROOT => format!("block {} of the root file system, outside of its files", inside / BLOCK),
-            _ => format!("byte {inside} of partition {}", part.number),
+            LINUX_ROOT => format!("block {} of the root file system, outside of its files", inside / BLOCK),
+            _ => format!("byte {inside} of the partition {:?}", part.name),
         };
     }
     match byte {

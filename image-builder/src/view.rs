@@ -11,15 +11,14 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::formats::{self, Disk, Format, OpenError};
+use crate::gpt::{self, BadGpt, Gpt};
 use crate::tree::{Tree, TreeError};
 
 mod esp;
 mod ext4;
-pub mod gpt;
 mod part;
 
 pub use ext4::Ext4Error;
-pub use gpt::{Gpt, GptError};
 pub use part::Part;
 
 /// Bytes in all files together; our images have 0.25 GB.
@@ -71,12 +70,12 @@ pub enum ViewError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The disk in it has no partition table.
-    #[error("the disk in {path} has no partition table of ours")]
+    #[error("cannot read the partitions of {path}")]
     Gpt {
         /// The image.
         path: PathBuf,
         /// What is wrong with it.
-        source: GptError,
+        source: BadGpt,
     },
     /// There is no such partition.
     #[error("the disk in {path} has no {what} partition; is it a system VM image of this project?")]
@@ -146,7 +145,7 @@ impl View {
                 tree,
             });
         }
-        let gpt = gpt::read(disk).map_err(|source| ViewError::Gpt {
+        let gpt = Gpt::read(disk).map_err(|source| ViewError::Gpt {
             path: path.to_owned(),
             source,
         })?;
@@ -192,7 +191,7 @@ impl View {
 
     /// Label and contents of the root file system.
     pub(crate) fn root(disk: &dyn Disk, gpt: &Gpt, path: &Path) -> Result<(String, Tree), ViewError> {
-        let part = Self::part(disk, gpt, gpt::ROOT, "root", path)?;
+        let part = Self::part(disk, gpt, gpt::LINUX_ROOT, "root", path)?;
         ext4::read(&part).map_err(|source| ViewError::Root {
             path: path.to_owned(),
             source,

@@ -1,3 +1,5 @@
+//! `image-builder check-signature`.
+
 use std::path::PathBuf;
 
 use anyhow::bail;

@@ -1,3 +1,5 @@
+//! `image-builder diff`.
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};

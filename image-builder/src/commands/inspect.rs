@@ -1,3 +1,5 @@
+//! `image-builder inspect`.
+
 use std::path::PathBuf;
 
 use clap::Args;

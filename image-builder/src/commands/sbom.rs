@@ -1,3 +1,5 @@
+//! `image-builder sbom`.
+
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -5,7 +7,7 @@ use clap::{Args, ValueEnum};
 use image_builder::sbom::Bill;
 use image_builder::view::View;
 
-use super::{blocking, deliver, read, read_lock};
+use super::{RecipeDir, blocking, deliver, read, read_lock};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,9 +36,8 @@ pub(crate) struct Sbom {
     /// What `cargo metadata` prints: the crates in our programs come from it
     #[arg(long, value_name = "FILE")]
     crates: Option<PathBuf>,
-    /// The time in the document, in seconds since 1970; that of the image's files unless told otherwise
-    #[arg(long, value_name = "SECONDS", default_value_t = 1_735_689_600)]
-    epoch: u64,
+    #[command(flatten)]
+    recipe: RecipeDir,
     /// Where to write it; standard output unless told otherwise
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -57,9 +58,10 @@ pub(crate) async fn run(args: &Sbom) -> anyhow::Result<()> {
         .as_deref()
         .map(|path| read(path, MAX_METADATA))
         .transpose()?;
+    let recipe = args.recipe.read()?;
     let image = args.image.clone();
     let view = blocking(move || View::open(&image)).await??;
-    let bill = Bill::of(&view.tree, lock.as_ref(), crates.as_deref(), args.epoch).context("listing what is in it")?;
+    let bill = Bill::of(&view.tree, lock.as_ref(), crates.as_deref(), &recipe).context("listing what is in it")?;
     let text = match args.format {
         Format::Spdx => bill.spdx()?,
         Format::Cyclonedx => bill.cyclonedx()?,

@@ -1,3 +1,5 @@
+//! `image-builder sign`.
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 
 use crate::formats::Disk;
-use crate::view::gpt::Partition;
+use crate::gpt::Partition;
 
 /// The bytes of one partition.
 pub struct Part<'a> {
@@ -17,8 +17,8 @@ impl<'a> Part<'a> {
     pub fn new(disk: &'a dyn Disk, partition: &Partition) -> Self {
         Self {
             disk,
-            start: partition.start,
-            size: partition.size,
+            start: partition.offset(),
+            size: partition.size(),
         }
     }
 }

@@ -134,7 +134,7 @@ async fn what_mke2fs_wrote_is_read_as_another_reader_reads_it() {
 
         let other = Ext4::load(Box::new(Memory(bytes))).unwrap();
         let mut seen = 0;
-        compare(&other, "", &tree, &mut seen);
+        compare(&other, "/", &tree, &mut seen);
         assert_eq!(seen, tree.len());
         assert!(seen > 600);
 
