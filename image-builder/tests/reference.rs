@@ -133,7 +133,7 @@ async fn install(folder: &Path, cache: &Cache, debs: &[(Package, Deb)], recipe: 
     let tar = folder.join("root.tar");
     Cmd::new("mmdebstrap")
         .arg(if is_root { "--mode=root" } else { "--mode=unshare" })
-        .arg("--variant=custom")
+        .args(["--variant=custom", "--skip=output/dev"])
         .arg(format!("--include={},?essential", recipe.packages.image.join(",")))
         .args([
             "--aptopt=APT::Install-Recommends \"false\"",
