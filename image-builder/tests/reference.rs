@@ -135,15 +135,7 @@ async fn install(folder: &Path, cache: &Cache, debs: &[(Package, Deb)], recipe: 
         .arg(if is_root { "--mode=root" } else { "--mode=unshare" })
         .args(["--variant=custom", "--skip=output/dev"])
         .arg(format!("--include={},?essential", recipe.packages.image.join(",")))
-        .args([
-            "--aptopt=APT::Install-Recommends \"false\"",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-        ])
-        .args([
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-        ])
-        .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
         .arg(&recipe.suite)
         .arg(&tar)
         .arg(format!("deb [trusted=yes] copy://{} ./", folder.join("repo").display()))
