@@ -1,5 +1,6 @@
 //! `image-builder lock` and `fetch` with the real apt, against a mirror of the test's own.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
 mod mirror;
 
 use std::fs;
