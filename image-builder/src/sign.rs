@@ -145,7 +145,9 @@ pub fn secret_key(path: &Path, password: Option<String>) -> Result<SecretKey, Si
     };
     if let Some(line) = text.lines().nth(1).filter(|line| line.starts_with(NO_PASSWORD)) {
         // Not as the library does it: it wants a checksum in there, which the real minisign leaves out.
-        let bytes = STANDARD.decode(line.trim()).map_err(|error| format(io::Error::other(error).into()))?;
+        let bytes = STANDARD
+            .decode(line.trim())
+            .map_err(|error| format(io::Error::other(error).into()))?;
         return SecretKey::from_bytes(&bytes).map_err(format);
     }
     let key = SecretKeyBox::from_string(&text).map_err(format)?;

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 33] = [
+pub(crate) const ALL: [Tool; 35] = [
     CC,
     LIBC,
     Tool {
@@ -175,6 +175,16 @@ pub(crate) const ALL: [Tool; 33] = [
         sign: Program("zip"),
         source: Debian("zip"),
         why: "packs what ssvm unpacks, in tests",
+    },
+    Tool {
+        sign: Program("unzip"),
+        source: Debian("unzip"),
+        why: "unpacks what image-builder publishes, in tests",
+    },
+    Tool {
+        sign: Program("7z"),
+        source: Debian("p7zip-full"),
+        why: "reads our VMDK, VHD and qcow2 independently, in tests",
     },
     Tool {
         sign: Program("minisign"),
@@ -399,8 +409,8 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
-             dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables \
-             systemd debian-archive-keyring gnupg mmdebstrap",
+             dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
