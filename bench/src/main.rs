@@ -3,6 +3,7 @@
 mod agents;
 mod codec;
 mod console;
+mod image;
 mod machine;
 mod process;
 mod simulated;
@@ -33,6 +34,7 @@ Examples:
   cargo run --release -p bench -- agents --agents 200    a quick look
   cargo run --release -p bench -- codec                  messages per second, without a network
   cargo run --release -p bench -- console                consoles, beside websockify
+  cargo run --release -p bench -- image                  the system VM image, beside mmdebstrap
   cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
@@ -43,6 +45,7 @@ enum Measurement {
     Codec(codec::Args),
     Ssvm(ssvm::Args),
     Console(console::Args),
+    Image(image::Args),
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
     ConsoleProxyOnly(console::ServeArgs),
@@ -68,6 +71,7 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
         Measurement::Codec(args) => codec::measure(&args)?,
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
+        Measurement::Image(args) => image::measure(&args)?,
         Measurement::Ssvm(args) => ssvm::measure(&args)?,
     };
     std::io::stdout()

@@ -68,11 +68,11 @@ pub enum ResolveError {
         /// From where.
         mirrors: String,
         /// What apt says.
-        source: ExecError,
+        source: Box<ExecError>,
     },
     /// apt cannot do it.
     #[error("cannot resolve the packages")]
-    Apt(#[from] ExecError),
+    Apt(#[source] Box<ExecError>),
     /// apt describes a package in a way that is not understood.
     #[error("cannot understand what apt says of a package")]
     Control(#[from] BadControl),
@@ -119,6 +119,12 @@ pub async fn resolve(wanted: Wanted<'_>, mirrors: &Mirrors, keyring: &Path) -> R
     // As strict with apt as with a file: what is written can be read.
     let text = lock.render().map_err(|error| ResolveError::Answer(error.to_string()))?;
     Ok(Lock::parse(&text)?)
+}
+
+impl From<ExecError> for ResolveError {
+    fn from(error: ExecError) -> Self {
+        Self::Apt(Box::new(error))
+    }
 }
 
 /// What `apt-get --print-uris` says of a package.
@@ -193,7 +199,7 @@ impl Apt {
         let update = self.cmd("apt-get").args(update).time_limit(UPDATE_LIMIT);
         update.run().await.map(drop).map_err(|source| ResolveError::Update {
             mirrors: all_of(mirrors).join(" and "),
-            source,
+            source: Box::new(source),
         })
     }
 
@@ -266,7 +272,7 @@ fn suites_of(suite: &str) -> [(&'static str, String); 3] {
 fn config(root: &str, dump: &str, netrc: &str) -> String {
     /// What of `Acquire` is not about how to download.
     const NOT_INHERITED: [&str; 4] = ["Allow", "IndexTargets", "Languages", "ForceHash"];
-    let mut config = format!(
+    let mut lines = format!(
         "Dir \"{root}/\";\nDir::State \"state\";\nDir::State::status \"{root}/status\";\nDir::Cache \"cache\";\n\
          Dir::Etc \"etc\";\nDir::Log \"log\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
          APT::Install-Recommends \"false\";\nAPT::Solver \"internal\";\nAcquire::Languages \"none\";\n\
@@ -277,16 +283,16 @@ fn config(root: &str, dump: &str, netrc: &str) -> String {
             setting.ends_with("\";") && !NOT_INHERITED.iter().any(|prefix| setting.starts_with(prefix))
         });
         if inherited {
-            config += line;
-            config.push('\n');
+            lines.extend([line, "\n"]);
         }
     }
     for line in netrc.lines() {
         if let Some((name, path)) = line.split_once('=') {
-            config += &format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''));
+            let path = path.trim_matches('\'');
+            lines.extend(["Dir::Etc::", name, " \"", path, "\";\n"]);
         }
     }
-    config
+    lines
 }
 
 fn sources(suite: &str, mirrors: &Mirrors, keyring: &Path) -> String {

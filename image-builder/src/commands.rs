@@ -33,7 +33,7 @@ const MAX_LOCK: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct LockFile {
     /// The lock file: which packages, by their digests.
-    #[arg(long = "lock", value_name = "FILE", default_value = "image-builder/image.lock")]
+    #[arg(id = "lock", long, value_name = "FILE", default_value = "image-builder/image.lock")]
     pub(crate) path: PathBuf,
 }
 
@@ -58,15 +58,14 @@ impl LockFile {
 #[derive(Debug, Args)]
 pub(crate) struct CacheDir {
     /// Where packages and tools are kept for the next time [default: $XDG_CACHE_HOME/sysvm or ~/.cache/sysvm].
-    #[arg(long = "cache", value_name = "DIR")]
+    #[arg(id = "cache", long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 
 impl CacheDir {
     /// The cache there; made if it is not.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
-        let dir = self.path.as_deref().map(Path::to_owned);
-        Ok(Cache::open(dir.map_or_else(Cache::default_dir, Ok)?)?)
+        Ok(Cache::open(self.path.clone().map_or_else(Cache::default_dir, Ok)?)?)
     }
 }
 
@@ -74,7 +73,7 @@ impl CacheDir {
 #[derive(Debug, Args)]
 pub(crate) struct RecipeDir {
     /// A directory with recipe.toml and overlay/ to use instead of the program's own
-    #[arg(long = "recipe", value_name = "DIR")]
+    #[arg(id = "recipe", long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 

@@ -20,10 +20,10 @@ pub struct Source {
     /// ARCHIVE=URL where the address does not say it, as for a snapshot:
     /// debian=https://snapshot.example.org/archive/debian/20260101T000000Z. What the first does not have is taken from the
     /// next. http, https and file addresses are understood; apt's proxy and auth.conf settings count.
-    #[arg(long = "mirror", value_name = "URL", verbatim_doc_comment)]
+    #[arg(id = "mirror", long, value_name = "URL", verbatim_doc_comment)]
     pub mirrors: Vec<String>,
     /// Use no network: everything must be in the cache.
-    #[arg(long, conflicts_with = "mirrors")]
+    #[arg(long, conflicts_with = "mirror")]
     pub offline: bool,
 }
 
@@ -204,7 +204,11 @@ fn check(given: &str) -> Result<String, MirrorError> {
     if url.query().is_some() || url.fragment().is_some() || given.contains(['[', ']', '%']) {
         return Err(bad("it has one of ?, #, [, ] and % in it"));
     }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    let url = url.as_str().trim_end_matches('/');
+    // As apt itself writes it.
+    Ok(url
+        .strip_prefix("file://")
+        .map_or_else(|| url.to_owned(), |path| format!("file:{path}")))
 }
 
 #[cfg(test)]
@@ -221,13 +225,13 @@ mod tests {
         let mirrors = named(&["https://mirror.example.org/", "file:///srv"]).unwrap();
         assert_eq!(
             mirrors.of_archive("debian"),
-            ["https://mirror.example.org/debian", "file:///srv/debian"]
+            ["https://mirror.example.org/debian", "file:/srv/debian"]
         );
         assert_eq!(
             mirrors.of_archive("debian-security"),
             [
                 "https://mirror.example.org/debian-security",
-                "file:///srv/debian-security"
+                "file:/srv/debian-security"
             ]
         );
     }

@@ -18,11 +18,14 @@ mod libraries;
 mod patterns;
 mod prune;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod units;
 mod unpack;
 mod users;
 
 pub use patterns::BadPattern;
+pub use prune::prune;
 use users::Accounts;
 
 /// What the builder puts into the image on top of packages and recipe.
@@ -95,7 +98,7 @@ pub fn base(debs: &[Deb], recipe: &Recipe) -> Result<Tree, BadRoot> {
     dpkg::write(&mut tree, &unpacked.packages)?;
     rules::apply(&mut tree, recipe, &accounts)?;
     checks::clear_set_id(&mut tree, &recipe.set_id)?;
-    prune::prune(&mut tree, recipe)?;
+    prune(&mut tree, recipe)?;
     tree.check()?;
     Ok(tree)
 }

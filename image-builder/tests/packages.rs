@@ -1,5 +1,6 @@
 //! `image-builder lock` and `fetch` with the real apt, against a mirror of the test's own.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
 mod mirror;
 
 use std::fs;
@@ -45,8 +46,8 @@ impl Desk {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipe/recipe.toml");
         let mut recipe: toml::Table = fs::read_to_string(own).unwrap().parse().unwrap();
         let packages = recipe["packages"].as_table_mut().unwrap();
-        packages.insert("image".to_owned(), image.into());
-        packages.insert("tools".to_owned(), ["tool"].as_slice().into());
+        packages.insert("image".to_owned(), image.to_vec().into());
+        packages.insert("tools".to_owned(), vec!["tool"].into());
         put(&self.path("recipe/recipe.toml"), toml::to_string(&recipe).unwrap());
     }
 

@@ -74,6 +74,7 @@ async fn a_program_can_be_given_nothing_but_the_environment_that_is_named() {
     let mut text = String::new();
     std::io::Read::read_to_string(pipe.output.as_mut().unwrap(), &mut text).unwrap();
     assert_eq!(text, "COLOUR=blue\n");
+    pipe.finish().unwrap();
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ pub fn guest_is_made() {
 /// # Panics
 /// It is not there.
 pub fn image(format: Format) -> PathBuf {
-    let file = target_dir().join("image/sysvm").with_extension(format.extension());
+    let file = target_dir().join("image").join(format.file_name());
     made_by(&file, "image");
     file
 }

@@ -24,6 +24,7 @@
 //! is killed, the kernel kills QEMU with it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,6 +33,7 @@ use platform::files;
 use tokio::sync::OnceCell;
 
 mod evidence;
+mod leftovers;
 
 pub mod booted;
 pub mod guest_agent;
@@ -49,29 +51,29 @@ pub use ssh::Ssh;
 use crate::programs;
 use hardware::{Hardware, Iso, Places};
 
-/// For a guest to answer from a cold start: three times what three at once take on two cores.
-pub const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// For a guest to answer from a cold start: four times what three at once take on two cores.
+pub const BOOT_LIMIT: Duration = Duration::from_mins(6);
 
 /// The forms in which `cargo xtask image` makes the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     Raw,
     Qcow2,
+    /// Without compression, for old hosts.
+    Qcow2Plain,
     Vhd,
-    /// The disk in the OVA.
-    Vmdk,
     Ova,
 }
 
 impl Format {
-    /// The end of the file's name.
-    pub fn extension(self) -> &'static str {
+    /// The file in `target/image`.
+    pub fn file_name(self) -> &'static str {
         match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vhd => "vhd",
-            Self::Vmdk => "vmdk",
-            Self::Ova => "ova",
+            Self::Raw => "sysvm.raw",
+            Self::Qcow2 => "sysvm.qcow2",
+            Self::Qcow2Plain => "sysvm-plain.qcow2",
+            Self::Vhd => "sysvm.vhd",
+            Self::Ova => "sysvm.ova",
         }
     }
 
@@ -79,9 +81,9 @@ impl Format {
     fn driver(self) -> &'static str {
         match self {
             Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Qcow2 | Self::Qcow2Plain => "qcow2",
             Self::Vhd => "vpc",
-            Self::Vmdk | Self::Ova => "vmdk",
+            Self::Ova => "vmdk",
         }
     }
 }
@@ -261,7 +263,8 @@ impl Vm {
 
     /// Files that QEMU reads besides the disk, and a tap for each NIC on a bridge.
     async fn make_parts(&self, places: &mut Places) -> anyhow::Result<()> {
-        if self.hardware.firmware == Firmware::Ovmf {
+        // A VM that starts again keeps them.
+        if self.hardware.firmware == Firmware::Ovmf && !places.uefi_variables().exists() {
             let variables = std::fs::read(hardware::OVMF_VARIABLES)
                 .with_context(|| format!("reading {}; is the package ovmf installed?", hardware::OVMF_VARIABLES))?;
             let _ = files::replace(places.uefi_variables(), variables, 0o600)?;
@@ -294,9 +297,15 @@ impl Iso {
 }
 
 /// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
-fn run_directory() -> anyhow::Result<tempfile::TempDir> {
-    let directory = tempfile::Builder::new().prefix("sysvm-vm-").tempdir();
-    directory.context("making a directory for a VM")
+fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
+    const KIND: &str = "vm";
+    for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
+        if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {
+            std::fs::remove_dir_all(entry.path()).ok(); // another test may have been faster
+        }
+    }
+    let directory = tempfile::Builder::new().prefix(&leftovers::prefix(KIND)).tempdir();
+    Ok(Arc::new(directory.context("making a directory for a VM")?))
 }
 
 /// Takes the disk out of an OVA (a tar archive); its path.

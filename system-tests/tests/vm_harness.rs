@@ -1,7 +1,7 @@
 //! The harness for VMs itself, without an image: the guest agent's client against the real agent, networks, QEMU's
 //! monitor.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use system_tests::vm::{Format, Net, Nic, NicModel, Vm};
 use system_tests::wait;
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The real agent of QEMU as a program of this machine, on a socket instead of a port.
 struct Agent {
@@ -32,7 +32,7 @@ impl Agent {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
-        let running = Cmd::new("qemu-ga")
+        let running = Cmd::new("/usr/sbin/qemu-ga")
             .args(["--method", "unix-listen", "--path"])
             .arg(&socket)
             .arg("--statedir")
@@ -167,8 +167,13 @@ async fn what_a_killed_test_run_has_left_is_removed() {
     dead.stop(LIMIT).await;
     let name = format!("sysvm-test-{pid}-0");
     Cmd::new("ip").args(["netns", "add", &name]).run().await.unwrap();
+    let directory = std::env::temp_dir().join(format!("sysvm-vm-{pid}-0"));
+    fs::create_dir(&directory).unwrap();
     let _net = Net::new().await.unwrap();
+    let (_image, vm) = empty_vm();
+    let _vm = vm.start().await.unwrap();
     assert!(!Path::new("/run/netns").join(name).exists());
+    assert!(!directory.exists());
 }
 
 /// An empty disk: the firmware finds nothing to start, and stays.
@@ -222,6 +227,34 @@ async fn qemu_ends_with_its_vm_and_leaves_nothing() {
     gone("opt/org.example/text").await;
 }
 
+#[tokio::test]
+async fn a_vm_that_has_ended_starts_again_from_its_own_disk() {
+    let (_image, vm) = empty_vm();
+    let net = Net::new().await.unwrap();
+    net.bridge("guest", "10.1.1.1/24").await.unwrap();
+    let vm = vm
+        .net(&net)
+        .nic(Nic::on("guest", "02:00:00:00:00:01"))
+        .start()
+        .await
+        .unwrap();
+    let directory = vm.directory().to_owned();
+    vm.with_monitor(async |monitor| {
+        monitor.save("kept").await?;
+        monitor.call("quit", json!({})).await
+    })
+    .await
+    .unwrap();
+    vm.ended(LIMIT).await.unwrap();
+    let vm = vm.start_again().await.unwrap();
+    assert_eq!(vm.directory(), directory);
+    vm.with_monitor(async |monitor| monitor.load("kept").await)
+        .await
+        .unwrap();
+    drop(vm);
+    assert!(!directory.exists());
+}
+
 /// As when the test run is killed: nothing is dropped, but the kernel knows that the thread has ended.
 #[tokio::test]
 async fn qemu_ends_when_its_test_just_vanishes() {
@@ -229,10 +262,13 @@ async fn qemu_ends_when_its_test_just_vanishes() {
         let (_image, vm) = empty_vm();
         let vm = block_on(vm.fw_cfg("opt/org.example/forgotten", "x").start()).unwrap();
         assert!(is_running("opt/org.example/forgotten"));
+        let directory = vm.directory().to_owned();
         mem::forget(vm);
+        directory
     };
-    thread::spawn(marked).join().unwrap();
+    let directory = thread::spawn(marked).join().unwrap();
     gone("opt/org.example/forgotten").await;
+    fs::remove_dir_all(directory).unwrap();
 }
 
 #[test]
@@ -247,8 +283,7 @@ fn evidence_of_a_failed_test_is_kept() {
     let test = thread::Builder::new().name("a_test_that_fails".into());
     assert!(test.spawn(failing).unwrap().join().is_err());
     let logs = target_dir().join("vm-logs/a_test_that_fails");
-    let vm = fs::read_dir(&logs).unwrap().next().unwrap().unwrap();
-    let screen = fs::read(vm.path().join("screen.png")).unwrap();
+    let screen = fs::read(logs.join("vm0/screen.png")).unwrap();
     assert!(screen.starts_with(b"\x89PNG"));
     fs::remove_dir_all(logs).unwrap();
 }
@@ -304,9 +339,12 @@ fn is_running(text: &str) -> bool {
 }
 
 async fn gone(text: &str) {
-    wait::until("QEMU ends", LIMIT, async || match is_running(text) {
-        true => Err("it runs".into()),
-        false => Ok(()),
+    wait::until("QEMU ends", LIMIT, async || {
+        if is_running(text) {
+            Err("it runs".into())
+        } else {
+            Ok(())
+        }
     })
     .await;
 }

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 27] = [
+pub(crate) const ALL: [Tool; 33] = [
     CC,
     LIBC,
     Tool {
@@ -116,6 +116,31 @@ pub(crate) const ALL: [Tool; 27] = [
     NPM,
     QEMU,
     QEMU_IMG,
+    Tool {
+        sign: File("/usr/share/OVMF/OVMF_CODE_4M.fd"),
+        source: Debian("ovmf"),
+        why: "is the UEFI that our image boots with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/qemu-ga"),
+        source: Debian("qemu-guest-agent"),
+        why: "is the guest agent that our client of it is tested with",
+    },
+    Tool {
+        sign: Program("ip"),
+        source: Debian("iproute2"),
+        why: "makes networks for VMs, in tests",
+    },
+    Tool {
+        sign: Program("ping"),
+        source: Debian("iputils-ping"),
+        why: "is how a host looks for a VM, in tests",
+    },
+    Tool {
+        sign: Program("scp"),
+        source: Debian("openssh-client"),
+        why: "is how a host logs in to a VM, in tests",
+    },
     Tool {
         sign: Program("cpio"),
         source: Debian("cpio"),
@@ -190,6 +215,11 @@ pub(crate) const ALL: [Tool; 27] = [
         sign: Program("gpg-agent"),
         source: Debian("gnupg"),
         why: "signs the lists of a mirror, in tests",
+    },
+    Tool {
+        sign: Program("mmdebstrap"),
+        source: Debian("mmdebstrap"),
+        why: "installs the image's packages for comparison, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -368,7 +398,9 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils cpio fdisk dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables systemd",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
+             dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables \
+             systemd debian-archive-keyring gnupg mmdebstrap",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

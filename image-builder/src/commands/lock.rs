@@ -1,6 +1,5 @@
 //! `image-builder lock`.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,11 +7,10 @@ use anyhow::Context;
 use clap::Args;
 use image_builder::apt::{self, Wanted};
 use image_builder::mirror::{Mirrors, Source};
-use image_builder::recipe::Recipe;
 use platform::files::{self, Change};
 use tracing::info;
 
-use super::LockFile;
+use super::{LockFile, RecipeDir, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,9 +29,8 @@ Examples:
 pub(crate) struct Lock {
     #[command(flatten)]
     lock: LockFile,
-    /// A recipe of your own instead of the one in this program.
-    #[arg(long, value_name = "DIR")]
-    recipe: Option<PathBuf>,
+    #[command(flatten)]
+    recipe: RecipeDir,
     #[command(flatten)]
     source: Source,
     /// The keys that the lists of packages must be signed with.
@@ -49,8 +46,7 @@ pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
         !args.source.offline,
         "what Debian has today cannot be known with --offline"
     );
-    let recipe = args.recipe.as_deref().map_or_else(Recipe::own, Recipe::load);
-    let recipe = recipe.context("reading the recipe")?;
+    let recipe = args.recipe.read().context("reading the recipe")?;
     let old = args.lock.read_if_there()?;
     if args.check && old.is_none() {
         args.lock.read()?; // says that it is missing
@@ -65,7 +61,7 @@ pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
 
     let changes = old.as_ref().map(|old| old.changes(&new));
     if let Some(changes) = &changes {
-        write!(io::stdout().lock(), "{changes}").context("printing what changed")?;
+        print(changes)?;
     }
     let changed = changes.map(|changes| changes.len());
     if args.check {

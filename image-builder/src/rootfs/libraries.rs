@@ -89,3 +89,44 @@ impl Needs {
         Ok(needs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::tree::Entry;
+
+    #[test]
+    fn a_program_without_its_libraries_is_told() {
+        // A program that this machine certainly has: this one.
+        let program = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let mut tree = Tree::new();
+        tree.make_parents("usr/bin/program");
+        tree.insert("usr/bin/program", Entry::file(0o755, program)).unwrap();
+        let problems = missing(&tree);
+        let wants = |what: &str| format!("usr/bin/program needs {what}, which is not there");
+        assert!(problems.contains(&wants("libc.so.6")), "{problems:?}");
+        assert!(problems.contains(&wants("/lib64/ld-linux-x86-64.so.2")), "{problems:?}");
+
+        for library in ["lib64/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu/libc.so.6"] {
+            tree.make_parents(library);
+            tree.insert(library, Entry::file(0o755, "not looked into")).unwrap();
+        }
+        let left = missing(&tree);
+        assert_eq!(left.len(), problems.len() - 2, "{left:?}");
+    }
+
+    #[test]
+    fn a_damaged_program_is_told() {
+        let mut tree = Tree::new();
+        tree.insert("program", Entry::file(0o755, &b"\x7fELF and no more"[..]))
+            .unwrap();
+        let problems = missing(&tree);
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].starts_with("program is no program that we can read: "),
+            "{problems:?}"
+        );
+    }
+}

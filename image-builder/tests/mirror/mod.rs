@@ -16,23 +16,23 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// What a mirror holds, in a directory, and the key that signs it.
-pub struct Archive {
-    pub dir: TempDir,
+pub(crate) struct Archive {
+    pub(crate) dir: TempDir,
     gpg_home: PathBuf,
-    pub keyring: PathBuf,
+    pub(crate) keyring: PathBuf,
 }
 
 /// One package to be made.
-pub struct Sample {
-    pub name: &'static str,
-    pub version: &'static str,
+pub(crate) struct Sample {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
     /// More lines of its control file: `Depends: x\n`.
-    pub fields: &'static str,
+    pub(crate) fields: &'static str,
     /// Bytes of its only file.
-    pub length: usize,
+    pub(crate) length: usize,
 }
 
-pub const fn sample(name: &'static str, version: &'static str, fields: &'static str) -> Sample {
+pub(crate) const fn sample(name: &'static str, version: &'static str, fields: &'static str) -> Sample {
     Sample {
         name,
         version,
@@ -41,12 +41,12 @@ pub const fn sample(name: &'static str, version: &'static str, fields: &'static 
     }
 }
 
-pub fn put(path: &Path, contents: impl AsRef<[u8]>) {
+pub(crate) fn put(path: &Path, contents: impl AsRef<[u8]>) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let _ = files::replace(path, contents, 0o644).unwrap();
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").unwrap();
         text
@@ -55,7 +55,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 impl Archive {
     /// With these packages in its main suite, and nothing in the other two.
-    pub async fn of(samples: &[Sample]) -> Self {
+    pub(crate) async fn of(samples: &[Sample]) -> Self {
         let dir = TempDir::new().unwrap();
         let gpg_home = dir.path().join("gpg");
         fs::create_dir_all(&gpg_home).unwrap();
@@ -82,7 +82,7 @@ impl Archive {
     }
 
     /// Puts packages into the lists, which are then of these only.
-    pub async fn publish(&self, samples: &[Sample]) {
+    pub(crate) async fn publish(&self, samples: &[Sample]) {
         let mut list = String::new();
         for sample in samples {
             let path = format!(
@@ -105,12 +105,12 @@ impl Archive {
         self.suite("debian-security", "trixie-security", "").await;
     }
 
-    /// `file:` address of it.
-    pub fn url(&self) -> String {
-        format!("file://{}", self.dir.path().display())
+    /// `file:` address of it, as apt writes such addresses.
+    pub(crate) fn url(&self) -> String {
+        format!("file:{}", self.dir.path().display())
     }
 
-    pub fn debian(&self) -> PathBuf {
+    pub(crate) fn debian(&self) -> PathBuf {
         self.dir.path().join("debian")
     }
 
@@ -170,7 +170,7 @@ fn control(sample: &Sample) -> String {
 
 /// What a server does with requests for a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// 404.
     Missing,
     /// One byte is another one.
@@ -182,8 +182,8 @@ pub enum Trouble {
 }
 
 /// Serves an archive over HTTP until the test ends.
-pub struct Server {
-    pub url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     shared: Arc<Shared>,
 }
 
@@ -195,7 +195,7 @@ struct Shared {
 }
 
 impl Server {
-    pub fn start(archive: &Archive) -> Self {
+    pub(crate) fn start(archive: &Archive) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::new(Shared {
@@ -213,16 +213,16 @@ impl Server {
         Self { url, shared }
     }
 
-    pub fn trouble(&self, path: &str, trouble: Trouble) {
+    pub(crate) fn trouble(&self, path: &str, trouble: Trouble) {
         self.shared.troubles.lock().unwrap().insert(path.to_owned(), trouble);
     }
 
-    pub fn all_is_well(&self) {
+    pub(crate) fn all_is_well(&self) {
         self.shared.troubles.lock().unwrap().clear();
     }
 
     /// The packages that were asked for since the last time.
-    pub fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.shared.asked.lock().unwrap());
         asked.retain(|path| path.ends_with(".deb"));
         asked.sort();
@@ -271,9 +271,9 @@ fn answer(shared: &Shared, connection: TcpStream) -> Option<()> {
         Some(Trouble::Changed) => contents[middle] ^= 1,
         Some(Trouble::Stalled) => {
             output.write_all(&contents[..middle]).ok()?;
-            let until_it_gives_up = Duration::from_mins(1);
-            output.set_read_timeout(Some(until_it_gives_up)).ok()?;
-            output.read(&mut [0]).ok()?;
+            // Until the peer gives up.
+            output.set_read_timeout(Some(Duration::from_mins(1))).ok()?;
+            output.read_exact(&mut [0]).ok()?;
             return None;
         }
         _ => {}

@@ -1,8 +1,9 @@
 //! A VM that runs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -40,13 +41,13 @@ pub struct Booted {
     agent: Mutex<Option<GuestAgent>>,
     has_evidence: AtomicBool,
     /// Dropped last: QEMU has its files in here.
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Booted {
     pub(super) async fn start(
         vm: Vm,
-        directory: TempDir,
+        directory: Arc<TempDir>,
         mut places: Places,
         more_arguments: &[&str],
     ) -> anyhow::Result<Self> {
@@ -79,6 +80,22 @@ impl Booted {
             has_evidence: AtomicBool::new(false),
             directory,
         })
+    }
+
+    /// Starts a VM that has ended once more, from its own disk, as a host does after a stop. Waits for nothing.
+    ///
+    /// # Errors
+    /// It still runs, or as [`Vm::start`].
+    pub async fn start_again(self) -> anyhow::Result<Self> {
+        ensure!(
+            self.qemu.lock().await.id().is_none(),
+            "the VM still runs; wait with Booted::ended"
+        );
+        let places = Places {
+            taps: Vec::new(),
+            ..self.places.clone()
+        };
+        Self::start(self.vm.clone(), Arc::clone(&self.directory), places, &[]).await
     }
 
     /// Waits until the guest agent answers.
@@ -149,7 +166,7 @@ impl Booted {
         String::from_utf8(contents).with_context(|| format!("reading {path} of the guest"))
     }
 
-    /// Writes a file of the guest.
+    /// Writes a file of the guest. A new one can be written by everybody there.
     ///
     /// # Errors
     /// The guest cannot.
@@ -322,13 +339,18 @@ impl Booted {
             .map(drop)
     }
 
+    /// Where its files are while it runs.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(super) fn disk(&self) -> PathBuf {
         self.places.disk()
     }
 
     /// Keeps what is known of this VM for somebody who wants to know why its test failed: done by itself when a method
-    /// fails or the test panics; to be called when it fails otherwise.
-    pub async fn keep_evidence(&self) {
+    /// fails or the test panics; to be called when it fails otherwise. The directory that it is in.
+    pub async fn keep_evidence(&self) -> &Path {
         if !self.has_evidence.swap(true, Ordering::Relaxed) {
             let mut evidence = Evidence::new(&self.label, self.directory.path());
             if let Some(monitor) = self.monitor.lock().await.as_mut() {
@@ -339,6 +361,7 @@ impl Booted {
             }
             evidence.tell();
         }
+        &self.label.0
     }
 
     async fn judge<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {

@@ -1,9 +1,10 @@
 //! What an operator would ask for when a test with a VM fails: written to `target/vm-logs/TEST/`, its end printed.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -22,11 +23,12 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 /// Lines printed of each log.
 const TAIL: usize = 40;
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// How many VMs each test of this run has had.
+static COUNTS: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
-/// A VM's name in `target/vm-logs`.
+/// Where the evidence of one VM goes.
 #[derive(Debug)]
-pub(super) struct Label(PathBuf);
+pub(super) struct Label(pub(super) PathBuf);
 
 /// The directory that the evidence goes into, and what is printed of it.
 pub(super) struct Evidence {
@@ -35,20 +37,26 @@ pub(super) struct Evidence {
 }
 
 impl Label {
-    /// Of the test that runs in this thread; the number tells its VMs apart.
+    /// For the next VM of the test that runs in this thread. With its first one, what an earlier run has left goes.
     pub(super) fn next() -> Self {
         let thread = thread::current();
         let test = thread.name().unwrap_or("unnamed").replace("::", "-");
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(Path::new(&test).join(format!("vm{number}")))
+        let directory = target_dir().join("vm-logs").join(&test);
+        let mut counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(test).or_default();
+        if *count == 0 {
+            fs::remove_dir_all(&directory).ok();
+        }
+        let label = Self(directory.join(format!("vm{count}")));
+        *count += 1;
+        label
     }
 }
 
 impl Evidence {
     /// Takes what the VM has left in its directory.
     pub(super) fn new(label: &Label, run_directory: &Path) -> Self {
-        let directory = target_dir().join("vm-logs").join(&label.0);
-        fs::remove_dir_all(&directory).ok();
+        let directory = label.0.clone();
         let printed = match fs::create_dir_all(&directory) {
             Ok(()) => format!("--- evidence of the failure is in {} ---\n", directory.display()),
             Err(error) => format!("--- evidence cannot be kept in {}: {error} ---\n", directory.display()),

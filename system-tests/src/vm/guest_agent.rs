@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Between two signs of life that we ask for.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks whether a program has ended: the first, and the longest.
-const LOOK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// Between two looks whether a program has ended: the first, and the longest. The agent logs each.
+const LOOK: (Duration, Duration) = (Duration::from_millis(30), Duration::from_secs(1));
 /// Between two tries of the host's script: patch.sh.
 const HOST_PAUSE: Duration = Duration::from_millis(100);
 /// The id that the host's script synchronises with: patch.sh.
@@ -173,7 +173,7 @@ impl GuestAgent {
         }
     }
 
-    /// Writes a whole file, as an existing one keeping its mode.
+    /// Writes a whole file. An existing one keeps its mode; a new one can be written by everybody.
     ///
     /// # Errors
     /// The guest cannot.

@@ -15,10 +15,12 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 use platform::exec::{Cmd, Output};
 
+use super::leftovers;
+
 /// Where `ip netns` keeps its namespaces: ip-netns(8).
 const NAMESPACES: &str = "/run/netns";
-/// Names of ours are this, the process id of the test run, and a number.
-const PREFIX: &str = "sysvm-test-";
+/// In the names of ours.
+const KIND: &str = "test";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -38,9 +40,9 @@ impl Net {
     /// # Errors
     /// We are not root, or the kernel has no network namespaces.
     pub async fn new() -> anyhow::Result<Self> {
-        remove_leftovers();
+        remove_abandoned();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let name = format!("{}{number}", leftovers::prefix(KIND));
         Cmd::new("ip")
             .args(["netns", "add", &name])
             .run()
@@ -147,28 +149,10 @@ fn remove(name: &str) {
 }
 
 /// Removes namespaces of test runs that were killed.
-fn remove_leftovers() {
+fn remove_abandoned() {
     let entries = fs::read_dir(NAMESPACES).into_iter().flatten().filter_map(Result::ok);
-    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
-        if owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            remove(&name);
-        }
-    }
-}
-
-/// The process id of the test run that made the namespace; `None` when it is not one of ours.
-fn owner(name: &str) -> Option<u32> {
-    name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_namespaces_of_tests_have_an_owner() {
-        assert_eq!(owner("sysvm-test-4711-0"), Some(4711));
-        assert_eq!(owner("sysvm-zone"), None);
-        assert_eq!(owner("sysvm-test-x-0"), None);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    for name in names.filter(|name| leftovers::is_abandoned(KIND, name)) {
+        remove(&name);
     }
 }
