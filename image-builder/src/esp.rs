@@ -224,7 +224,7 @@ mod tests {
     fn the_numbers_of_the_layout_fit_together() {
         assert_eq!(u64::try_from(SECTORS).unwrap() * SECTOR, SIZE);
         assert_eq!(CLUSTERS, 24_519);
-        assert!((CLUSTERS + 2) * 2 <= FAT * SECTOR_BYTES);
+        assert_eq!(((CLUSTERS + 2) * 2).div_ceil(SECTOR_BYTES), FAT);
         assert_eq!((FAT, SECTORS, ROOT_ENTRIES), (96, 98_304, 512));
     }
 
