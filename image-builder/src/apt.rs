@@ -23,6 +23,8 @@ pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Downloading the package lists over a slow line; apt gives up on a mirror that is silent much earlier.
 const UPDATE_LIMIT: Duration = Duration::from_mins(30);
+/// Resolving takes 3 s of a processor, and a busy machine may not give them soon.
+const ANSWER_LIMIT: Duration = Duration::from_mins(5);
 
 /// What to resolve.
 #[derive(Debug, Clone, Copy)]
@@ -68,11 +70,11 @@ pub enum ResolveError {
         /// From where.
         mirrors: String,
         /// What apt says.
-        source: ExecError,
+        source: Box<ExecError>,
     },
     /// apt cannot do it.
     #[error("cannot resolve the packages")]
-    Apt(#[from] ExecError),
+    Apt(#[source] Box<ExecError>),
     /// apt describes a package in a way that is not understood.
     #[error("cannot understand what apt says of a package")]
     Control(#[from] BadControl),
@@ -119,6 +121,12 @@ pub async fn resolve(wanted: Wanted<'_>, mirrors: &Mirrors, keyring: &Path) -> R
     // As strict with apt as with a file: what is written can be read.
     let text = lock.render().map_err(|error| ResolveError::Answer(error.to_string()))?;
     Ok(Lock::parse(&text)?)
+}
+
+impl From<ExecError> for ResolveError {
+    fn from(error: ExecError) -> Self {
+        Self::Apt(Box::new(error))
+    }
 }
 
 /// What `apt-get --print-uris` says of a package.
@@ -184,7 +192,8 @@ impl Apt {
 
     fn cmd(&self, program: &str) -> Cmd {
         let config = self.path("apt.conf");
-        Cmd::new(program).env("APT_CONFIG", config).env("LC_ALL", "C")
+        let cmd = Cmd::new(program).env("APT_CONFIG", config).env("LC_ALL", "C");
+        cmd.time_limit(ANSWER_LIMIT)
     }
 
     async fn update(&self, mirrors: &Mirrors) -> Result<(), ResolveError> {
@@ -193,7 +202,7 @@ impl Apt {
         let update = self.cmd("apt-get").args(update).time_limit(UPDATE_LIMIT);
         update.run().await.map(drop).map_err(|source| ResolveError::Update {
             mirrors: all_of(mirrors).join(" and "),
-            source,
+            source: Box::new(source),
         })
     }
 
@@ -266,7 +275,7 @@ fn suites_of(suite: &str) -> [(&'static str, String); 3] {
 fn config(root: &str, dump: &str, netrc: &str) -> String {
     /// What of `Acquire` is not about how to download.
     const NOT_INHERITED: [&str; 4] = ["Allow", "IndexTargets", "Languages", "ForceHash"];
-    let mut config = format!(
+    let mut lines = format!(
         "Dir \"{root}/\";\nDir::State \"state\";\nDir::State::status \"{root}/status\";\nDir::Cache \"cache\";\n\
          Dir::Etc \"etc\";\nDir::Log \"log\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
          APT::Install-Recommends \"false\";\nAPT::Solver \"internal\";\nAcquire::Languages \"none\";\n\
@@ -277,16 +286,16 @@ fn config(root: &str, dump: &str, netrc: &str) -> String {
             setting.ends_with("\";") && !NOT_INHERITED.iter().any(|prefix| setting.starts_with(prefix))
         });
         if inherited {
-            config += line;
-            config.push('\n');
+            lines.extend([line, "\n"]);
         }
     }
     for line in netrc.lines() {
         if let Some((name, path)) = line.split_once('=') {
-            config += &format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''));
+            let path = path.trim_matches('\'');
+            lines.extend(["Dir::Etc::", name, " \"", path, "\";\n"]);
         }
     }
-    config
+    lines
 }
 
 fn sources(suite: &str, mirrors: &Mirrors, keyring: &Path) -> String {

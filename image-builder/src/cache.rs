@@ -39,12 +39,10 @@ pub enum CacheError {
         source: io::Error,
     },
     /// It was not downloaded.
-    #[error("the package {name} {version} is not in the cache {dir}; run image-builder fetch")]
+    #[error("the package {package} is not in the cache {dir}; run image-builder fetch")]
     Missing {
-        /// Of the package.
-        name: String,
-        /// Of the package.
-        version: String,
+        /// Its name and version.
+        package: String,
         /// The cache.
         dir: PathBuf,
     },
@@ -59,27 +57,19 @@ pub enum CacheError {
         found: String,
     },
     /// The digest is right, and yet it cannot be used.
-    #[error("cannot use the package {name} {version}")]
+    #[error("cannot use the package {package}")]
     Deb {
-        /// Of the package.
-        name: String,
-        /// Of the package.
-        version: String,
+        /// Its name and version.
+        package: String,
         /// Why.
-        source: DebError,
+        source: Box<DebError>,
     },
     /// The lock file and the package do not agree.
-    #[error(
-        "the lock file says {name} {version} {arch}, and the package with this sha256 is {found}; run image-builder lock"
-    )]
+    #[error("the lock file says {package}, and the package with this sha256 is {found}; run image-builder lock")]
     Other {
-        /// Of the lock file.
-        name: String,
-        /// Of the lock file.
-        version: String,
-        /// Of the lock file.
-        arch: String,
-        /// Name, version and architecture.
+        /// Name, version and architecture in the lock file.
+        package: String,
+        /// The same in the package.
         found: String,
     },
 }
@@ -135,8 +125,7 @@ impl Cache {
         let path = self.path(package);
         File::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CacheError::Missing {
-                name: package.name.clone(),
-                version: package.version.clone(),
+                package: format!("{} {}", package.name, package.version),
                 dir: self.dir.clone(),
             },
             _ => failed("open", &path)(error),
@@ -161,19 +150,15 @@ impl Cache {
             return Err(CacheError::Damaged { name, path, found });
         }
         let deb = deb.map_err(|source| CacheError::Deb {
-            name: package.name.clone(),
-            version: package.version.clone(),
-            source,
+            package: format!("{} {}", package.name, package.version),
+            source: Box::new(source),
         })?;
         let control = &deb.control;
-        let found = (control.package(), control.version(), control.architecture());
-        if found != (&package.name, &package.version, &package.arch) {
-            return Err(CacheError::Other {
-                name: package.name.clone(),
-                version: package.version.clone(),
-                arch: package.arch.clone(),
-                found: format!("{} {} {}", found.0, found.1, found.2),
-            });
+        let named = |name: &str, version: &str, arch: &str| format!("{name} {version} {arch}");
+        let found = named(control.package(), control.version(), control.architecture());
+        let package = named(&package.name, &package.version, &package.arch);
+        if found != package {
+            return Err(CacheError::Other { package, found });
         }
         Ok(deb)
     }

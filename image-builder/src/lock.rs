@@ -126,7 +126,7 @@ impl Lock {
     /// # Errors
     /// Never for a lock that [`Lock::new`] or [`Lock::parse`] made.
     pub fn render(&self) -> Result<String, toml::ser::Error> {
-        Ok(format!("{HEAD}{}", toml::to_string(self)?))
+        Ok(format!("{HEAD}{}", toml::to_string_pretty(self)?))
     }
 
     /// Every package once, those of the image first: what must be fetched.
@@ -230,7 +230,7 @@ fn check_package(package: &Package) -> Result<(), String> {
     })?;
     let is_part = |part: &str| is_word(part.trim_start_matches('_'), "+-._~%:");
     must(
-        path.len() <= 1024 && path.split('/').all(is_part) && path.ends_with(".deb"),
+        path.len() <= 1024 && path.split('/').all(is_part) && path.strip_suffix(".deb").is_some(),
         || format!("{name} is at {path:?}, which is no path of a package"),
     )
 }

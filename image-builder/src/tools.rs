@@ -56,7 +56,9 @@ impl Tools {
         let mut digest = Sha256::new_with_prefix(LAYOUT);
         let mut digests: Vec<&str> = packages.iter().map(|package| package.sha256.as_str()).collect();
         digests.sort_unstable();
-        digests.iter().for_each(|sha256| digest.update(sha256));
+        for sha256 in digests {
+            digest.update(sha256);
+        }
         let key = hex(digest.finalize());
         let all = cache.dir().join("tools");
         let dir = all.join(&key);

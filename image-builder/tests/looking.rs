@@ -73,6 +73,13 @@ impl Built {
         Self { dir }
     }
 
+    /// One of the files, alone in a directory.
+    fn only(&self, name: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::copy(self.path(name), dir.path().join(name)).unwrap();
+        Self { dir }
+    }
+
     fn flip(&self, name: &str, offset: u64) {
         let file = File::options().read(true).write(true).open(self.path(name)).unwrap();
         let mut byte = [0];
@@ -219,32 +226,38 @@ async fn a_changed_byte_is_found_and_placed() {
             format!("disk, byte {}: space that no partition uses", SIZE - 2 * MIB),
         ),
     ];
+    let (given, expected) = (built.only(raw), built.only(raw));
     for (offset, reason) in cases {
-        let given = built.copy();
         given.flip(raw, offset);
-        let found = verify::compare(given.dir.path(), built.dir.path()).unwrap();
+        let found = verify::compare(given.dir.path(), expected.dir.path()).unwrap();
         assert_eq!(told(&found), [format!("{raw}: {reason}")]);
-        let names: Vec<_> = verify::checksums(given.dir.path())
-            .unwrap()
-            .into_iter()
-            .map(|found| found.name)
-            .collect();
-        assert_eq!(names, [raw]);
+        given.flip(raw, offset);
     }
+    assert_eq!(verify::compare(given.dir.path(), expected.dir.path()).unwrap(), []);
+
+    built.flip(raw, SIZE / 2);
+    let names: Vec<_> = verify::checksums(built.dir.path())
+        .unwrap()
+        .into_iter()
+        .map(|found| found.name)
+        .collect();
+    assert_eq!(names, [raw]);
 }
 
 #[tokio::test]
 async fn damage_in_a_format_is_told_and_never_a_panic() {
     let built = Built::new().await;
     for (name, ..) in &FORMATS[1..] {
-        let size = fs::metadata(built.path(name)).unwrap().len();
+        let (given, expected) = (built.only(name), built.only(name));
+        let size = fs::metadata(given.path(name)).unwrap().len();
         for part in 0..40 {
-            let given = built.copy();
-            given.flip(name, size * part / 40);
-            let found = verify::compare(given.dir.path(), built.dir.path()).unwrap();
+            let offset = size * part / 40;
+            given.flip(name, offset);
+            let found = verify::compare(given.dir.path(), expected.dir.path()).unwrap();
             assert_eq!(found.len(), 1, "{name} {part}");
             assert_eq!(found[0].name, *name);
             assert!(!found[0].reasons.is_empty());
+            given.flip(name, offset);
         }
     }
 }

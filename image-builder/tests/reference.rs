@@ -133,17 +133,9 @@ async fn install(folder: &Path, cache: &Cache, debs: &[(Package, Deb)], recipe: 
     let tar = folder.join("root.tar");
     Cmd::new("mmdebstrap")
         .arg(if is_root { "--mode=root" } else { "--mode=unshare" })
-        .arg("--variant=custom")
+        .args(["--variant=custom", "--skip=output/dev"])
         .arg(format!("--include={},?essential", recipe.packages.image.join(",")))
-        .args([
-            "--aptopt=APT::Install-Recommends \"false\"",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-        ])
-        .args([
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-        ])
-        .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
         .arg(&recipe.suite)
         .arg(&tar)
         .arg(format!("deb [trusted=yes] copy://{} ./", folder.join("repo").display()))

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 35] = [
+pub(crate) const ALL: [Tool; 36] = [
     CC,
     LIBC,
     Tool {
@@ -230,6 +230,11 @@ pub(crate) const ALL: [Tool; 35] = [
         sign: Program("mmdebstrap"),
         source: Debian("mmdebstrap"),
         why: "installs the image's packages for comparison, in tests",
+    },
+    Tool {
+        sign: Program("faketime"),
+        source: Debian("faketime"),
+        why: "gives an image builder another date, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -410,7 +415,7 @@ mod tests {
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
              dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap",
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -82,9 +82,8 @@ fn the_root_has_listed_folders_and_what_their_modules_like() {
 
     let mut tree = ext4();
     prune(&mut tree, &choice.directory, &choice.paths);
-    let folders = tree
-        .below(&format!("{DIRECTORY}/kernel/"))
-        .filter(|(_, entry)| entry.node == Node::Directory);
+    let inside = format!("{DIRECTORY}/kernel/");
+    let folders = tree.below(&inside).filter(|(_, entry)| entry.node == Node::Directory);
     let folders: Vec<_> = folders.map(|(path, _)| path.strip_prefix(DIRECTORY).unwrap()).collect();
     assert_eq!(
         folders,

@@ -1,5 +1,7 @@
 //! The certificates that the image trusts, in one file (`update-ca-certificates` would make it).
 
+use std::path::Path;
+
 use super::{BadRoot, put};
 use crate::tree::{Entry, Node, Tree};
 
@@ -12,7 +14,7 @@ pub(super) fn bundle(tree: &mut Tree) -> Result<(), BadRoot> {
     let mut bundle = Vec::new();
     for (path, entry) in tree.below(SOURCES) {
         let Node::File(contents) = &entry.node else { continue };
-        if path.ends_with(".crt") {
+        if Path::new(path).extension().is_some_and(|extension| extension == "crt") {
             bundle.extend_from_slice(contents);
             if !contents.ends_with(b"\n") {
                 bundle.push(b'\n');

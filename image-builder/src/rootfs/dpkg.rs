@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use bytes::Bytes;
 use md5::{Digest as _, Md5};
@@ -37,7 +38,7 @@ pub(super) fn write(tree: &mut Tree, packages: &BTreeMap<&str, &Deb>) -> Result<
 
 /// Takes out of the lists what is not in the image any more.
 pub(super) fn forget_missing(tree: &mut Tree) {
-    let is_list = |path: &&str| path.ends_with(".list");
+    let is_list = |path: &&str| Path::new(path).extension().is_some_and(|extension| extension == "list");
     let lists: Vec<String> = tree
         .below(INFO)
         .map(|(path, _)| path)
@@ -92,7 +93,7 @@ fn conffiles(deb: &Deb) -> String {
             if text.is_empty() {
                 text.push_str("Conffiles:\n");
             }
-            text.push_str(&format!(" {path} "));
+            write!(text, " {path} ").expect("a text takes more text");
             for byte in Md5::digest(contents) {
                 write!(text, "{byte:02x}").expect("a text takes more text");
             }

@@ -62,9 +62,10 @@ fn keep_contents_of_links(tree: &mut Tree, gone: &BTreeSet<String>) {
             continue;
         };
         for name in &names {
-            let node = match name == &names[0] {
-                true => Node::File(contents.clone()),
-                false => Node::HardLink(names[0].clone()),
+            let node = if name == &names[0] {
+                Node::File(contents.clone())
+            } else {
+                Node::HardLink(names[0].clone())
             };
             if let Some(entry) = tree.get_mut(name) {
                 entry.node = node;

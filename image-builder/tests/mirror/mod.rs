@@ -224,7 +224,7 @@ impl Server {
     /// The packages that were asked for since the last time.
     pub(crate) fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.shared.asked.lock().unwrap());
-        asked.retain(|path| path.ends_with(".deb"));
+        asked.retain(|path| path.strip_suffix(".deb").is_some());
         asked.sort();
         asked
     }
@@ -271,9 +271,9 @@ fn answer(shared: &Shared, connection: TcpStream) -> Option<()> {
         Some(Trouble::Changed) => contents[middle] ^= 1,
         Some(Trouble::Stalled) => {
             output.write_all(&contents[..middle]).ok()?;
-            let until_it_gives_up = Duration::from_mins(1);
-            output.set_read_timeout(Some(until_it_gives_up)).ok()?;
-            output.read(&mut [0]).ok()?;
+            // Until the peer gives up.
+            output.set_read_timeout(Some(Duration::from_mins(1))).ok()?;
+            output.read_exact(&mut [0]).ok()?;
             return None;
         }
         _ => {}
