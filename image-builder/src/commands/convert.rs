@@ -35,12 +35,11 @@ pub(crate) struct Convert {
 }
 
 pub(crate) async fn run(args: &Convert) -> anyhow::Result<()> {
-    let format = match args.format.or_else(|| Format::of_name(&args.output)) {
-        Some(format) => format,
-        None => bail!(
+    let Some(format) = args.format.or_else(|| Format::of_name(&args.output)) else {
+        bail!(
             "{} does not end in a format's name; give --format",
             args.output.display()
-        ),
+        );
     };
     if args.compression.is_some() && format != Format::Qcow2 {
         bail!("--compression is for qcow2, and this is {format}; leave it out");

@@ -1,5 +1,7 @@
 //! Every format, written by us and read by others, and the other way round.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test ends it")]
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;

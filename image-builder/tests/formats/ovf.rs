@@ -11,7 +11,7 @@ use quick_xml::{NsReader, XmlVersion};
 use super::*;
 
 /// Downloading and unpacking on a slow machine.
-const MINUTES: Duration = Duration::from_secs(600);
+const MINUTES: Duration = Duration::from_mins(10);
 const OVF: &str = "http://schemas.dmtf.org/ovf/envelope/1";
 const RASD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData";
 const VSSD: &str = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData";
