@@ -23,6 +23,8 @@ pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Downloading the package lists over a slow line; apt gives up on a mirror that is silent much earlier.
 const UPDATE_LIMIT: Duration = Duration::from_mins(30);
+/// Resolving takes 3 s of a processor, and a busy machine may not give them soon.
+const ANSWER_LIMIT: Duration = Duration::from_mins(5);
 
 /// What to resolve.
 #[derive(Debug, Clone, Copy)]
@@ -190,7 +192,8 @@ impl Apt {
 
     fn cmd(&self, program: &str) -> Cmd {
         let config = self.path("apt.conf");
-        Cmd::new(program).env("APT_CONFIG", config).env("LC_ALL", "C")
+        let cmd = Cmd::new(program).env("APT_CONFIG", config).env("LC_ALL", "C");
+        cmd.time_limit(ANSWER_LIMIT)
     }
 
     async fn update(&self, mirrors: &Mirrors) -> Result<(), ResolveError> {

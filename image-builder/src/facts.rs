@@ -189,7 +189,7 @@ pub fn units(tree: &Tree) -> Units {
         let name = &path[UNITS.len()..];
         match name.split_once('/') {
             None if target == "/dev/null" => units.masked.insert(name.to_owned()),
-            Some((directory, unit)) if directory.ends_with(".wants") || directory.ends_with(".requires") => {
+            Some((directory, unit)) if matches!(directory.rsplit('.').next(), Some("wants" | "requires")) => {
                 units.enabled.insert(unit.to_owned())
             }
             _ => false,

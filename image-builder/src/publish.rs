@@ -18,6 +18,7 @@ use url::Url;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
+use crate::cache::hex;
 use crate::formats::{self, Compression, Disk, Format, Watched};
 use crate::output::{self, OutputError};
 
@@ -191,9 +192,9 @@ impl Publication {
             Some(base) => format!("{}/{path}", base.as_str().trim_end_matches('/')),
             None => String::new(), // the server takes the file beside this one
         };
-        let mut text = format!("[default]\nversion = {}\n", self.version);
+        let mut parts = vec![format!("[default]\nversion = {}\n", self.version)];
         if self.base_url.is_some() {
-            text += &format!("downloadrepository = {}\n", url(""));
+            parts.push(format!("downloadrepository = {}\n", url("")));
         }
         for (section, wanted, guest_os) in SECTIONS {
             let (hypervisor, _) = section.split_once('-').unwrap_or((section, ""));
@@ -201,7 +202,7 @@ impl Publication {
             let download = url(&format!("{}/{file}", self.version.directory()));
             let checksum = checksums.iter().find(|(artifact, _)| *artifact == wanted);
             let checksum = checksum.map_or("", |(_, checksum)| checksum);
-            text += &format!(
+            parts.push(format!(
                 "\n[{section}]
 templatename = systemvm-{hypervisor}-{short}-x86_64
 checksum = {checksum}
@@ -210,9 +211,9 @@ filename = {file}
 arch = x86_64
 guestos = {guest_os}
 "
-            );
+            ));
         }
-        text
+        parts.concat()
     }
 }
 
@@ -315,7 +316,7 @@ fn sha512(path: &Path) -> io::Result<String> {
     loop {
         let count = file.read(&mut buffer)?;
         if count == 0 {
-            return Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hex(digest.finalize()));
         }
         digest.update(&buffer[..count]);
     }

@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use minisign::{KeyPair, PError, PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 use platform::files::{self, FileError};
 
+use crate::manifest::hex;
+
 /// What a signature's file is called: that of what is signed, and this.
 pub const SUFFIX: &str = ".minisig";
 /// Bytes of a key or signature file; real ones have some 350.
@@ -145,7 +147,9 @@ pub fn secret_key(path: &Path, password: Option<String>) -> Result<SecretKey, Si
     };
     if let Some(line) = text.lines().nth(1).filter(|line| line.starts_with(NO_PASSWORD)) {
         // Not as the library does it: it wants a checksum in there, which the real minisign leaves out.
-        let bytes = STANDARD.decode(line.trim()).map_err(|error| format(io::Error::other(error).into()))?;
+        let bytes = STANDARD
+            .decode(line.trim())
+            .map_err(|error| format(io::Error::other(error).into()))?;
         return SecretKey::from_bytes(&bytes).map_err(format);
     }
     let key = SecretKeyBox::from_string(&text).map_err(format)?;
@@ -270,7 +274,8 @@ pub fn signature_path(file: &Path) -> PathBuf {
 
 /// A key's number as minisign shows it.
 fn key_id(number: &[u8]) -> String {
-    number.iter().rev().map(|byte| format!("{byte:02X}")).collect()
+    let most_significant_first: Vec<_> = number.iter().rev().copied().collect();
+    hex(most_significant_first).to_uppercase()
 }
 
 fn name_of(file: &Path) -> String {

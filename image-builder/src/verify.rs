@@ -172,7 +172,7 @@ fn explain(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<Vec<String>>
         Ok(view) => view,
         // Not an image: a manifest, a list of digests, a bill of materials.
         Err(ViewError::Open(_) | ViewError::Gpt { .. } | ViewError::NoPartition { .. }) => {
-            return Ok(vec![explain_file(given, rebuilt, offset)?]);
+            return Ok(vec![explain_file(given, rebuilt, offset)]);
         }
         Err(error) => return Err(io::Error::other(error)),
     };
@@ -238,7 +238,7 @@ fn or_frame(mut reasons: Vec<String>, kind: Kind, offset: u64) -> Vec<String> {
 }
 
 /// A text differs in a line, anything else in a byte.
-fn explain_file(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<String> {
+fn explain_file(given: &Path, rebuilt: &Path, offset: u64) -> String {
     const LONGEST_TEXT: u64 = 16 << 20;
     let read = |path| -> io::Result<String> {
         let mut text = String::new();
@@ -246,7 +246,7 @@ fn explain_file(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<String>
         Ok(text)
     };
     let (Ok(found), Ok(expected)) = (read(given), read(rebuilt)) else {
-        return Ok(format!("it differs from byte {offset} on"));
+        return format!("it differs from byte {offset} on");
     };
     let lines = found.lines().map(Some).chain(std::iter::repeat(None));
     let lines = lines.zip(expected.lines().map(Some).chain(std::iter::repeat(None)));
@@ -255,12 +255,12 @@ fn explain_file(given: &Path, rebuilt: &Path, offset: u64) -> io::Result<String>
     let different = (1..=longest)
         .zip(lines)
         .find(|(_, (found, expected))| found != expected);
-    Ok(match different {
+    match different {
         Some((number, (found, expected))) => {
             format!("line {number} is {} instead of {}", shown(found), shown(expected))
         }
         None => format!("it differs from byte {offset} on"),
-    })
+    }
 }
 
 fn explain_partitions(expected: &Gpt, found: &Gpt) -> Vec<String> {

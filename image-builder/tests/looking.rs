@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use image_builder::diff::Diff;
+use image_builder::esp;
 use image_builder::formats::{self, Compression, Format};
 use image_builder::gpt::{BIOS_BOOT, ESP, Gpt, LINUX_ROOT, Partition, RESERVED_END, SECTOR};
 use image_builder::inspect::Report;
@@ -12,7 +13,6 @@ use image_builder::lock::Lock;
 use image_builder::manifest::{Contents, Manifest};
 use image_builder::verify::{self, Mismatch};
 use image_builder::view::View;
-use image_builder::esp;
 use platform::exec::Cmd;
 use platform::files::replace;
 use tempfile::TempDir;
@@ -73,6 +73,13 @@ impl Built {
         Self { dir }
     }
 
+    /// One of the files, alone in a directory.
+    fn only(&self, name: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::copy(self.path(name), dir.path().join(name)).unwrap();
+        Self { dir }
+    }
+
     fn flip(&self, name: &str, offset: u64) {
         let file = File::options().read(true).write(true).open(self.path(name)).unwrap();
         let mut byte = [0];
@@ -93,7 +100,11 @@ async fn disk(path: &Path) {
     let (root, ext4) = (dir.path().join("root"), dir.path().join("ext4"));
     let status = "Package: kmod\nStatus: install ok installed\nVersion: 34-2\nArchitecture: amd64\n";
     let modules = "usr/lib/modules/6.12.1-amd64/kernel/ext4.ko.xz";
-    for (file, contents) in [("etc/motd", MOTD), ("var/lib/dpkg/status", status.as_bytes()), (modules, b"module")] {
+    for (file, contents) in [
+        ("etc/motd", MOTD),
+        ("var/lib/dpkg/status", status.as_bytes()),
+        (modules, b"module"),
+    ] {
         fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
         let _ = replace(root.join(file), contents, 0o644).unwrap();
     }
@@ -124,11 +135,15 @@ async fn disk(path: &Path) {
     file.write_all_at(&gpt.start().unwrap(), 0).unwrap();
     file.write_all_at(&boot, ESP_AT).unwrap();
     file.write_all_at(&fs::read(ext4).unwrap(), ROOT_AT).unwrap();
-    file.write_all_at(&gpt.end().unwrap(), SIZE - RESERVED_END * SECTOR).unwrap();
+    file.write_all_at(&gpt.end().unwrap(), SIZE - RESERVED_END * SECTOR)
+        .unwrap();
 }
 
 fn told(mismatches: &[Mismatch]) -> Vec<String> {
-    mismatches.iter().map(|mismatch| format!("{}: {}", mismatch.name, mismatch.reasons.join(" | "))).collect()
+    mismatches
+        .iter()
+        .map(|mismatch| format!("{}: {}", mismatch.name, mismatch.reasons.join(" | ")))
+        .collect()
 }
 
 #[tokio::test]
@@ -147,7 +162,13 @@ async fn every_format_shows_the_same_image() {
         assert_eq!(report.kernel.command_line.as_deref(), Some("root=LABEL=root rw quiet"));
         assert_eq!(report.kernel.version.as_deref(), Some("6.12.1-amd64"));
         assert_eq!(report.packages[0].name, "kmod");
-        let kinds: Vec<_> = report.disk.unwrap().partitions.into_iter().map(|part| part.kind).collect();
+        let kinds: Vec<_> = report
+            .disk
+            .unwrap()
+            .partitions
+            .into_iter()
+            .map(|part| part.kind)
+            .collect();
         assert_eq!(kinds, ["BIOS boot", "EFI system", "root"]);
     }
 }
@@ -166,7 +187,10 @@ async fn a_changed_byte_is_found_and_placed() {
     let raw = "sysvm.raw";
     let motd = format!("contents: {} -> {}", digest(MOTD), digest(&flipped(MOTD)));
     let cases = [
-        (built.find(raw, MOTD), format!("root file system: ~ etc/motd | root file system:     {motd}")),
+        (
+            built.find(raw, MOTD),
+            format!("root file system: ~ etc/motd | root file system:     {motd}"),
+        ),
         (
             built.find(raw, GRUB),
             format!(
@@ -178,10 +202,17 @@ async fn a_changed_byte_is_found_and_placed() {
         (100, "disk, byte 100: GRUB's boot sector".to_owned()),
         (
             2 * SECTOR + 200,
-            "partition table: the list of partitions of the partition table is damaged: its checksum is wrong".to_owned(),
+            "partition table: the list of partitions of the partition table is damaged: its checksum is wrong"
+                .to_owned(),
         ),
-        (SIZE - 1, format!("disk, byte {}: the backup of the partition table", SIZE - 1)),
-        (20 * 1024, "disk, byte 20480: byte 3072 of GRUB's core in the BIOS boot partition".to_owned()),
+        (
+            SIZE - 1,
+            format!("disk, byte {}: the backup of the partition table", SIZE - 1),
+        ),
+        (
+            20 * 1024,
+            "disk, byte 20480: byte 3072 of GRUB's core in the BIOS boot partition".to_owned(),
+        ),
         (
             ROOT_AT + ROOT_SIZE - 1,
             format!(
@@ -190,30 +221,43 @@ async fn a_changed_byte_is_found_and_placed() {
                 (ROOT_SIZE - 1) / 4096
             ),
         ),
-        (SIZE - 2 * MIB, format!("disk, byte {}: space that no partition uses", SIZE - 2 * MIB)),
+        (
+            SIZE - 2 * MIB,
+            format!("disk, byte {}: space that no partition uses", SIZE - 2 * MIB),
+        ),
     ];
+    let (given, expected) = (built.only(raw), built.only(raw));
     for (offset, reason) in cases {
-        let given = built.copy();
         given.flip(raw, offset);
-        let found = verify::compare(given.dir.path(), built.dir.path()).unwrap();
+        let found = verify::compare(given.dir.path(), expected.dir.path()).unwrap();
         assert_eq!(told(&found), [format!("{raw}: {reason}")]);
-        let names: Vec<_> = verify::checksums(given.dir.path()).unwrap().into_iter().map(|found| found.name).collect();
-        assert_eq!(names, [raw]);
+        given.flip(raw, offset);
     }
+    assert_eq!(verify::compare(given.dir.path(), expected.dir.path()).unwrap(), []);
+
+    built.flip(raw, SIZE / 2);
+    let names: Vec<_> = verify::checksums(built.dir.path())
+        .unwrap()
+        .into_iter()
+        .map(|found| found.name)
+        .collect();
+    assert_eq!(names, [raw]);
 }
 
 #[tokio::test]
 async fn damage_in_a_format_is_told_and_never_a_panic() {
     let built = Built::new().await;
     for (name, ..) in &FORMATS[1..] {
-        let size = fs::metadata(built.path(name)).unwrap().len();
+        let (given, expected) = (built.only(name), built.only(name));
+        let size = fs::metadata(given.path(name)).unwrap().len();
         for part in 0..40 {
-            let given = built.copy();
-            given.flip(name, size * part / 40);
-            let found = verify::compare(given.dir.path(), built.dir.path()).unwrap();
+            let offset = size * part / 40;
+            given.flip(name, offset);
+            let found = verify::compare(given.dir.path(), expected.dir.path()).unwrap();
             assert_eq!(found.len(), 1, "{name} {part}");
             assert_eq!(found[0].name, *name);
             assert!(!found[0].reasons.is_empty());
+            given.flip(name, offset);
         }
     }
 }
@@ -224,7 +268,12 @@ async fn a_missing_file_and_a_changed_manifest_are_named() {
     let given = built.copy();
     fs::remove_file(given.path("sysvm.vhd")).unwrap();
     let manifest = fs::read_to_string(given.path("manifest.json")).unwrap();
-    let _ = replace(given.path("manifest.json"), manifest.replace("\"epoch\": 0", "\"epoch\": 1"), 0o644).unwrap();
+    let _ = replace(
+        given.path("manifest.json"),
+        manifest.replace("\"epoch\": 0", "\"epoch\": 1"),
+        0o644,
+    )
+    .unwrap();
     let found = verify::compare(given.dir.path(), built.dir.path()).unwrap();
     let expected = [
         "manifest.json: line 4 is \"\\\"epoch\\\": 1,\" instead of \"\\\"epoch\\\": 0,\"",

@@ -1,6 +1,7 @@
 //! `image-builder lock` and `fetch` with the real apt, against a mirror of the test's own.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
+
 mod mirror;
 
 use std::fs;
@@ -62,7 +63,7 @@ impl Desk {
             .arg(self.path("image.lock"))
             .env("APT_CONFIG", self.path("apt.conf"))
             .env("SYSVM_LOG", "info")
-            .time_limit(Duration::from_mins(2))
+            .time_limit(Duration::from_mins(5))
     }
 
     async fn lock(&self, url: &str, more: &[&str]) -> Result<Output, String> {
@@ -331,7 +332,7 @@ async fn a_fetch_that_was_killed_is_continued() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(Duration::from_mins(1), others).await.unwrap();
+    timeout(Duration::from_mins(5), others).await.unwrap();
     drop(running); // SIGKILL
     let left = fs::read_dir(desk.path("cache/partial")).unwrap().count();
     assert_eq!(left, 1, "what a killed program leaves");

@@ -65,7 +65,12 @@ async fn python() -> PathBuf {
     let venv = Cmd::new("python3").args(["-m", "venv", "--clear"]).arg(&directory);
     venv.time_limit(Duration::from_mins(2)).run().await.unwrap();
     let install = Cmd::new(&program).args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]);
-    install.args(VALIDATORS).time_limit(Duration::from_mins(10)).run().await.unwrap();
+    install
+        .args(VALIDATORS)
+        .time_limit(Duration::from_mins(10))
+        .run()
+        .await
+        .unwrap();
     let _ = replace(&sign, VALIDATORS.join("\n"), 0o644).unwrap();
     program
 }
@@ -102,13 +107,24 @@ fn lock(version: &str) -> Lock {
         archive: "debian".to_owned(),
         path: format!("pool/{name}.deb"),
     };
-    let packages = vec![package("left-out", "1"), package("libc6", version), package("old", "1~rc1")];
+    let packages = vec![
+        package("left-out", "1"),
+        package("libc6", version),
+        package("old", "1~rc1"),
+    ];
     Lock::new(&[], Vec::new(), packages, Vec::new())
 }
 
 async fn metadata() -> Vec<u8> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let print = Cmd::new("cargo").args(["metadata", "--offline", "--format-version", "1", "--manifest-path", manifest]);
+    let print = Cmd::new("cargo").args([
+        "metadata",
+        "--offline",
+        "--format-version",
+        "1",
+        "--manifest-path",
+        manifest,
+    ]);
     print.run().await.unwrap().stdout
 }
 
@@ -118,14 +134,20 @@ async fn the_published_validators_accept_both_languages() {
     let metadata = metadata().await;
     let bill = Bill::of(&tree(), Some(&lock("1:2.41-12+deb13u1")), Some(&metadata), &recipe).unwrap();
     let again = Bill::of(&tree(), Some(&lock("1:2.41-12+deb13u1")), Some(&metadata), &recipe).unwrap();
-    assert_eq!((bill.spdx().unwrap(), bill.cyclonedx().unwrap()), (again.spdx().unwrap(), again.cyclonedx().unwrap()));
+    assert_eq!(
+        (bill.spdx().unwrap(), bill.cyclonedx().unwrap()),
+        (again.spdx().unwrap(), again.cyclonedx().unwrap())
+    );
 
     let dir = tempfile::tempdir().unwrap();
     let [spdx, cyclonedx] = ["bill.spdx.json", "bill.cdx.json"].map(|name| dir.path().join(name));
     let _ = replace(&spdx, bill.spdx().unwrap(), 0o644).unwrap();
     let document: serde_json::Value = serde_json::from_str(&bill.cyclonedx().unwrap()).unwrap();
     let components = document["components"].as_array().unwrap();
-    assert_eq!(components[0]["purl"], "pkg:deb/debian/libc6@1%3A2.41-12%2Bdeb13u1?arch=amd64&distro=trixie");
+    assert_eq!(
+        components[0]["purl"],
+        "pkg:deb/debian/libc6@1%3A2.41-12%2Bdeb13u1?arch=amd64&distro=trixie"
+    );
     assert!(components.len() > 50);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sbom/validate.py");
     let _ = replace(&cyclonedx, bill.cyclonedx().unwrap(), 0o644).unwrap();
@@ -133,7 +155,12 @@ async fn the_published_validators_accept_both_languages() {
     judge.time_limit(Duration::from_mins(2)).run().await.unwrap();
 
     // The judges do judge.
-    let _ = replace(&cyclonedx, bill.cyclonedx().unwrap().replace("\"1.6\"", "\"1.7\""), 0o644).unwrap();
+    let _ = replace(
+        &cyclonedx,
+        bill.cyclonedx().unwrap().replace("\"1.6\"", "\"1.7\""),
+        0o644,
+    )
+    .unwrap();
     let judge = Cmd::new(python().await).arg(script).arg(&spdx).arg(&cyclonedx);
     assert!(judge.time_limit(Duration::from_mins(2)).run().await.is_err());
 }
@@ -141,11 +168,16 @@ async fn the_published_validators_accept_both_languages() {
 #[test]
 fn the_lock_of_another_image_is_refused() {
     let recipe = Recipe::own().unwrap();
-    let error = Bill::of(&tree(), Some(&lock("2.40-1")), None, &recipe).unwrap_err().to_string();
+    let error = Bill::of(&tree(), Some(&lock("2.40-1")), None, &recipe)
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         error,
         "the image has libc6 1:2.41-12+deb13u1, the lock file 2.40-1; is it the lock file that the image was built from?"
     );
     let error = Bill::of(&Tree::new(), None, None, &recipe).unwrap_err().to_string();
-    assert!(error.starts_with("the image does not say which packages it has"), "{error}");
+    assert!(
+        error.starts_with("the image does not say which packages it has"),
+        "{error}"
+    );
 }

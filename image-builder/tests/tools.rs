@@ -1,6 +1,7 @@
 //! Packages from the cache, and tools that run from packages: with real programs, packed by the test.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 use std::fs;
 use std::path::Path;
 

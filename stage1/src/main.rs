@@ -5,11 +5,11 @@ mod drivers;
 mod root;
 
 use std::env;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr};
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -92,9 +92,9 @@ fn boot(started: Instant, log: &mut Log) -> Result<std::convert::Infallible, Fai
     mount_at(".", "/", "", MsFlags::MS_MOVE, None)?;
     chroot(".").and_then(|()| chdir("/")).map_err(Failure::Enter)?;
 
-    let program = c_string(cmdline.init.as_os_str().to_owned());
+    let program = c_string(cmdline.init.as_os_str());
     // The kernel gives us what it does not know of its command line (`single`, a target); systemd wants to see it.
-    let args = env::args_os().skip(1).map(c_string);
+    let args = env::args_os().skip(1).map(|argument| c_string(&argument));
     let args: Vec<CString> = std::iter::once(program.clone()).chain(args).collect();
     execv(&program, &args).map_err(|errno| Failure::Run {
         program: cmdline.init.display().to_string(),
@@ -134,9 +134,8 @@ fn read(path: &'static str) -> Result<String, Failure> {
 }
 
 /// Arguments and paths came to us as C strings, or are words of a text line that the kernel holds as one.
-fn c_string(text: OsString) -> CString {
-    let bytes: Vec<u8> = text.as_bytes().iter().copied().filter(|byte| *byte != 0).collect();
-    CString::new(OsString::from_vec(bytes).into_vec()).unwrap_or_default()
+fn c_string(text: &OsStr) -> CString {
+    CString::new(text.as_bytes()).unwrap_or_default()
 }
 
 /// The kernel's log. Critical lines of it appear on every console, with `quiet`, too.

@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// A device that names itself in a way that no alias is for still gets its driver, that much later.
 const LOAD_ALL_AFTER: Duration = Duration::from_secs(5);
 /// SCSI buses are slow to scan, and so are overloaded hosts; after that, a person must look.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
 
 /// Where the root is.
 pub(crate) struct Found {

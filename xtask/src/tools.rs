@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 33] = [
+pub(crate) const ALL: [Tool; 36] = [
     CC,
     LIBC,
     Tool {
@@ -177,6 +177,16 @@ pub(crate) const ALL: [Tool; 33] = [
         why: "packs what ssvm unpacks, in tests",
     },
     Tool {
+        sign: Program("unzip"),
+        source: Debian("unzip"),
+        why: "unpacks what image-builder publishes, in tests",
+    },
+    Tool {
+        sign: Program("7z"),
+        source: Debian("p7zip-full"),
+        why: "reads our VMDK, VHD and qcow2 independently, in tests",
+    },
+    Tool {
         sign: Program("minisign"),
         source: Debian("minisign"),
         why: "checks our signatures and makes some for us to check, in tests",
@@ -220,6 +230,11 @@ pub(crate) const ALL: [Tool; 33] = [
         sign: Program("mmdebstrap"),
         source: Debian("mmdebstrap"),
         why: "installs the image's packages for comparison, in tests",
+    },
+    Tool {
+        sign: Program("faketime"),
+        source: Debian("faketime"),
+        why: "gives an image builder another date, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -399,8 +414,8 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
-             dosfstools genisoimage xz-utils bzip2 zip minisign tinyproxy bindfs e2fsprogs nftables \
-             systemd debian-archive-keyring gnupg mmdebstrap",
+             dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -28,7 +28,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Lock {
     #[command(flatten)]
-    lock: LockFile,
+    file: LockFile,
     #[command(flatten)]
     recipe: RecipeDir,
     #[command(flatten)]
@@ -47,9 +47,9 @@ pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
         "what Debian has today cannot be known with --offline"
     );
     let recipe = args.recipe.read().context("reading the recipe")?;
-    let old = args.lock.read_if_there()?;
+    let old = args.file.read_if_there()?;
     if args.check && old.is_none() {
-        args.lock.read()?; // says that it is missing
+        args.file.read()?; // says that it is missing
     }
     let mirrors = Mirrors::of(&args.source).await?;
     let wanted = Wanted {
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: &Lock) -> anyhow::Result<ExitCode> {
         });
     }
     let text = new.render().context("writing the lock file")?;
-    let path = &args.lock.path;
+    let path = &args.file.path;
     let written = files::replace(path, text, 0o644)? == Change::Changed;
     let (packages, tools) = (new.packages.len(), new.tools.len());
     info!(path = %path.display(), packages, tools, changed, written, "Lock file is up to date");

@@ -11,6 +11,7 @@ use super::fields::{len, size};
 use super::source::Source;
 use super::vmdk::{self, Vmdk};
 use super::{Bad, Disk, MADE, damaged, ovf, refused};
+use crate::cache::hex;
 
 /// What the machine in it is called. Not what the file is called: the same disk is the same archive.
 const NAME: &str = "systemvm";
@@ -61,10 +62,6 @@ fn manifest(descriptor: &[u8], disk: &[u8]) -> String {
         hex(descriptor),
         hex(disk)
     )
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn header(name: &str, len: u64) -> io::Result<[u8; 512]> {
@@ -124,7 +121,7 @@ pub(super) fn open(source: &Source) -> Result<Vmdk, Bad> {
 }
 
 fn descriptor(members: &Members) -> Result<(String, Source), Bad> {
-    let mut found = members.iter().filter(|(name, _)| name.ends_with(".ovf"));
+    let mut found = members.iter().filter(|(name, _)| name.strip_suffix(".ovf").is_some());
     match (found.next(), found.next()) {
         (Some((name, source)), None) => Ok((name.clone(), source.clone())),
         (None, _) => damaged("it has no descriptor (.ovf)"),

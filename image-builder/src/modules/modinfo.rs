@@ -40,12 +40,10 @@ pub enum BadModule {
 
 /// Unpacks a module's file by the ending of its name.
 pub(super) fn unpack(path: &str, packed: &Bytes) -> Result<Bytes, BadModule> {
-    let reader: Box<dyn Read + '_> = if path.ends_with(".xz") {
-        Box::new(liblzma::read::XzDecoder::new(packed.as_ref()))
-    } else if path.ends_with(".zst") {
-        Box::new(zstd::Decoder::new(packed.as_ref())?)
-    } else {
-        return Ok(packed.clone());
+    let reader: Box<dyn Read + '_> = match path.rsplit_once('.') {
+        Some((_, "xz")) => Box::new(liblzma::read::XzDecoder::new(packed.as_ref())),
+        Some((_, "zst")) => Box::new(zstd::Decoder::new(packed.as_ref())?),
+        _ => return Ok(packed.clone()),
     };
     let mut bytes = Vec::new();
     reader.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;

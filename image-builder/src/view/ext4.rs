@@ -184,14 +184,15 @@ impl<'a> FileSystem<'a> {
             }
             let node = match inode.mode & 0xF000 {
                 0x4000 => Node::Directory,
-                0x8000 => match first_names.get(&number) {
-                    Some(first) => Node::HardLink(first.clone()),
-                    None => {
+                0x8000 => {
+                    if let Some(first) = first_names.get(&number) {
+                        Node::HardLink(first.clone())
+                    } else {
                         total = total.saturating_add(inode.size);
                         first_names.insert(number, path.clone());
                         Node::File(self.contents(&inode, name)?.into())
                     }
-                },
+                }
                 0xA000 => Node::Symlink(self.target(&inode, name)?),
                 kind => {
                     return Err(TreeError::BadKind {

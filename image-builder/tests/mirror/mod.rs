@@ -224,7 +224,7 @@ impl Server {
     /// The packages that were asked for since the last time.
     pub(crate) fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.shared.asked.lock().unwrap());
-        asked.retain(|path| path.ends_with(".deb"));
+        asked.retain(|path| path.strip_suffix(".deb").is_some());
         asked.sort();
         asked
     }

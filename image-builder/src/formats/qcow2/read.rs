@@ -204,7 +204,7 @@ impl Disk for Qcow2 {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let (first, end) = (offset / self.cluster_size(), self.size.div_ceil(self.cluster_size()));
         let mut cluster = first;
-        while cluster < end {
+        while cluster < end && offset < self.size {
             let number = cluster / self.l2_entries();
             let table_end = end.min((number + 1) * self.l2_entries());
             let Some(table) = self.l2(number)? else {

@@ -21,8 +21,8 @@ const ENTRIES: u64 = CLUSTER / 8;
 const REFCOUNTS: u64 = CLUSTER / 2;
 const HEADER_LEN_3: u32 = 112;
 
-/// Chosen by measurement, see docs/decisions/0042-formats.md.
-const ZSTD_LEVEL: i32 = 9;
+/// Chosen by measurement, see docs/decisions/0042-own-image-formats.md.
+const ZSTD_LEVEL: i32 = 6;
 const ZLIB_LEVEL: u32 = 6;
 
 /// A cluster, ready for the file.

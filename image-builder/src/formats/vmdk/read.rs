@@ -145,9 +145,8 @@ fn check_descriptor(source: &Source, sector: u64, sectors: u64) -> Result<(), Ba
     };
     let value = |key: &str| {
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        let mut values =
-            pairs.filter_map(|(found, value)| (found.trim() == key).then(|| value.trim().trim_matches('"')));
-        values.next()
+        let mut values = pairs.filter(|(found, _)| found.trim() == key);
+        values.next().map(|(_, value)| value.trim().trim_matches('"'))
     };
     match value("createType") {
         Some("streamOptimized" | "monolithicSparse") => {}
@@ -202,7 +201,7 @@ impl Disk for Vmdk {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let per_table = u64::from(ENTRIES);
         let (mut grain, end) = (offset / self.grain, self.size.div_ceil(self.grain));
-        while grain < end {
+        while grain < end && offset < self.size {
             let table_end = end.min((grain / per_table + 1) * per_table);
             let Some(table) = self.table(grain / per_table)? else {
                 grain = table_end;
