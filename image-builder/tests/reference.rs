@@ -267,7 +267,13 @@ impl Allowed {
         let compiled = self.difference.into_iter().map(|difference| {
             let mut set = GlobSetBuilder::new();
             for path in &difference.paths {
-                set.add(GlobBuilder::new(path).literal_separator(true).build().unwrap());
+                set.add(
+                    GlobBuilder::new(path)
+                        .empty_alternates(true)
+                        .literal_separator(true)
+                        .build()
+                        .unwrap(),
+                );
             }
             (set.build().unwrap(), difference.reason)
         });
