@@ -27,8 +27,11 @@ pub(super) fn unpack<'a>(debs: &'a [Deb], left_out: &BTreeSet<&str>) -> Result<U
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for (name, deb) in &packages {
         for (path, entry) in deb.data.iter() {
-            let path = merged(path);
+            let mut path = merged(path);
             let mut entry = entry.clone();
+            if entry.node == Node::Directory && MERGED.contains(&path.as_str()) {
+                path = format!("usr/{path}");
+            }
             if let Node::HardLink(target) = &mut entry.node {
                 *target = merged(target);
             }
