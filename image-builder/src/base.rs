@@ -74,7 +74,7 @@ impl Base {
                     return Ok(base);
                 }
                 Err(error) => {
-                    warn!(error = %error, path = %path.display(), "Cached packages are damaged, unpacking again")
+                    warn!(error = %error, path = %path.display(), "Cached packages are damaged, unpacking again");
                 }
             }
         }
@@ -164,7 +164,9 @@ fn key(packages: &[Package], recipe: &Recipe, tools: &Tools) -> io::Result<Strin
     let mut digest = Sha256::new();
     let mut digests: Vec<&str> = packages.iter().map(|package| package.sha256.as_str()).collect();
     digests.sort_unstable();
-    digests.iter().for_each(|sha256| digest.update(sha256));
+    for sha256 in digests {
+        digest.update(sha256);
+    }
     digest.update(&recipe.main_digest);
     digest.update(tools.key());
     digest.update(sha256_of(File::open("/proc/self/exe")?)?);

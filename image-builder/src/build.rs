@@ -9,6 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
@@ -20,12 +21,14 @@ use crate::base::{Base, BaseError};
 use crate::cache::{Cache, CacheError, hex};
 use crate::disk::{self, DiskError, Made};
 use crate::fetch::{self, FetchError};
-use crate::formats::{self, Compression, Format, OpenError};
+use crate::formats::{self, Compression, Format, OpenError, Watched};
 use crate::lock::Lock;
 use crate::manifest::{Contents, MANIFEST, Manifest, ManifestError, SUMS};
 use crate::mirror::Source;
+use crate::progress;
 use crate::recipe::Recipe;
 use crate::rootfs::{self, Additions, BadRoot};
+use crate::stop;
 use crate::tools::{Tools, ToolsError};
 
 /// The name of images, before the ending.
@@ -207,11 +210,7 @@ pub async fn build(options: Options) -> Result<Manifest, BuildError> {
     let place = Place::take(output)?;
     fetch::provide(cache, &lock.packages, &options.source).await?;
     fetch::provide(cache, &lock.tools, &options.source).await?;
-    // Of its own thread, so that ctrl-C is noticed meanwhile.
-    let work = tokio::task::spawn_blocking(move || make(&options, &programs, extra, &place));
-    work.await
-        .map_err(|panic| std::panic::resume_unwind(panic.into_panic()))
-        .and_then(|made| made)
+    stop::until_dropped(move |stop| make(&options, &programs, extra, &place, stop)).await
 }
 
 /// All that needs no network.
@@ -220,6 +219,7 @@ fn make(
     programs: &Programs,
     extra: Vec<(String, u32, Bytes)>,
     place: &Place,
+    stop: &AtomicBool,
 ) -> Result<Manifest, BuildError> {
     let Options {
         recipe, lock, cache, ..
@@ -262,9 +262,12 @@ fn make(
         }
         if let Some((format, compression)) = artefact.format() {
             let disk = formats::open(&raw)?.disk;
+            let progress = progress::step("Writing an image", disk.size());
+            let watched = Watched::new(disk.as_ref(), stop, |offset| progress.set(offset));
             write_file(&place.path(*artefact), |file| {
-                formats::write(disk.as_ref(), format, compression, file)
+                formats::write(&watched, format, compression, file)
             })?;
+            progress.set(disk.size());
             info!(name = artefact.file_name(), "Image complete");
         }
     }
@@ -325,7 +328,7 @@ fn extra_files(directory: &Path) -> Result<Vec<(String, u32, Bytes)>, BuildError
             let name = entry.file_name();
             let name = name
                 .to_str()
-                .ok_or_else(|| io::Error::other(format!("{name:?} is not UTF-8")))?;
+                .ok_or_else(|| io::Error::other(format!("{} is not UTF-8", name.display())))?;
             let path = format!("{prefix}{name}");
             let kind = entry.file_type()?;
             if kind.is_dir() {

@@ -3,8 +3,6 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::Args;
@@ -120,18 +118,4 @@ fn read_lock(path: &Path) -> anyhow::Result<Lock> {
 /// Work that reads whole disks, away from the thread that answers ctrl-C.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     spawn_blocking(work).await.context("the work panicked")
-}
-
-/// Like [`blocking`]. When nobody waits any more, the flag that the work got becomes true: it ends soon, and leaves
-/// nothing half done.
-async fn until_dropped(work: impl FnOnce(&AtomicBool) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
-    struct StopOnDrop(Arc<AtomicBool>);
-    impl Drop for StopOnDrop {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let stop = StopOnDrop(Arc::default());
-    let seen = Arc::clone(&stop.0);
-    blocking(move || work(&seen)).await?
 }

@@ -31,6 +31,7 @@
 //! | [`rootfs`] | the root file system of packages, recipe and programs |
 //! | [`sbom`] | which packages and crates, under which licences |
 //! | [`sign`] | signatures in minisign's format |
+//! | [`stop`] | long work that ctrl-C ends |
 //! | [`tools`] | the programs that make an image, from packages, too |
 //! | [`tree`] | a root file system in memory |
 //! | [`verify`] | are these the bytes that recipe and lock make? |
@@ -65,6 +66,7 @@ pub mod recipe;
 pub mod rootfs;
 pub mod sbom;
 pub mod sign;
+pub mod stop;
 pub mod tools;
 pub mod tree;
 pub mod verify;

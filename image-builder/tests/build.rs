@@ -3,6 +3,8 @@
 //!
 //! Our programs are stood in for by others: which bytes they have does not matter here.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};

@@ -1,5 +1,7 @@
 //! Bills of materials, judged by the validators that SPDX and CycloneDX publish.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! `image-builder check-signature`.
 
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Args;
@@ -39,7 +40,7 @@ pub(crate) async fn run(args: &CheckSignature) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(path: &PathBuf, key: &minisign::PublicKey) -> anyhow::Result<String> {
+fn check(path: &Path, key: &minisign::PublicKey) -> anyhow::Result<String> {
     if !path.is_dir() {
         let comment = sign::check(path, key)?;
         return Ok(format!("{}: good ({})\n", path.display(), comment.replace('\t', " ")));
@@ -55,7 +56,7 @@ fn check(path: &PathBuf, key: &minisign::PublicKey) -> anyhow::Result<String> {
                 path.join(name).display()
             );
         }
-        text.push_str(&format!("{}: good\n", path.join(name).display()));
+        writeln!(text, "{}: good", path.join(name).display())?;
     }
     Ok(text)
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use image_builder::formats::{self, Compression, Format, Watched};
 use image_builder::{output, progress};
 
+use image_builder::stop;
 use tracing::info;
 
 /// Convert an image to another format
@@ -46,7 +47,7 @@ pub(crate) async fn run(args: &Convert) -> anyhow::Result<()> {
     }
     let compression = args.compression.unwrap_or(Compression::Zstd);
     let (input, output) = (args.input.clone(), args.output.clone());
-    super::until_dropped(move |stop| {
+    stop::until_dropped(move |stop| {
         formats::check_manifest(&input)?;
         let image = formats::open(&input)?;
         let progress = progress::step("Converting", image.disk.size());

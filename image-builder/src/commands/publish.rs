@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use image_builder::formats;
 use image_builder::publish::{Publication, Version};
+use image_builder::stop;
 use url::Url;
 
 /// Make the files that a CloudStack management server expects
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: &Publish) -> anyhow::Result<()> {
         base_url: args.base_url.clone(),
     };
     let image = args.image.clone();
-    super::until_dropped(move |stop| {
+    stop::until_dropped(move |stop| {
         formats::check_manifest(&image)?;
         let disk = formats::open(&image)?.disk;
         for path in publication.make(&*disk, stop)? {
