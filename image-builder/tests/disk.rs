@@ -1,5 +1,7 @@
 //! Disks, made with the locked tools and looked at with other programs than those that made them.
 
+#![cfg(test)]
+
 mod locked;
 
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! What `view`, `diff` and `verify` say of small disks that real programs and our own writers made.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

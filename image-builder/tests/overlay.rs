@@ -1,5 +1,7 @@
 //! The files of our own that are in the image, judged by the programs that read them: nft and systemd.
 
+#![cfg(test)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,8 @@
 //! What the builder makes without running a maintainer script is what Debian's own tools make by running them all: the same
 //! locked packages, installed by `mmdebstrap`, give the same tree but for what `reference/allowed.toml` explains.
 
+#![cfg(test)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufReader;
