@@ -3,7 +3,9 @@
 //!
 //! Our programs are stood in for by others: which bytes they have does not matter here.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+#![cfg(test)]
+
+mod locked;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,16 +15,16 @@ use std::time::Duration;
 
 use image_builder::cache::Cache;
 use image_builder::fetch;
-use image_builder::lock::Lock;
 use image_builder::mirror::Source;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
 use platform::exec::{Cmd, ExecError};
 use platform::files;
 
 const BUILDER: &str = env!("CARGO_BIN_EXE_image-builder");
-const LOCK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/image.lock");
 /// A build takes 20 s on a quiet machine, when nothing is cached.
 const TIME_LIMIT: Duration = Duration::from_mins(10);
 /// `nobody`.
@@ -43,7 +45,7 @@ impl Place {
         let _ = files::replace(place.path("extra/usr/share/sysvm/hello"), "hello\n", 0o600).unwrap();
 
         let shared = Cache::open(Cache::default_dir().unwrap()).unwrap();
-        let lock = Lock::parse(&fs::read_to_string(LOCK).unwrap()).unwrap();
+        let lock = locked::lock();
         let packages: Vec<_> = lock.packages.into_iter().chain(lock.tools).collect();
         let source = Source::default();
         fetch::provide(&shared, &packages, &source)
@@ -67,7 +69,9 @@ impl Place {
 
     fn build(&self, output: &str) -> Cmd {
         Cmd::new(BUILDER)
-            .args(["build", "--offline", "--lock", LOCK, "--programs"])
+            .args(["build", "--offline", "--lock"])
+            .arg(locked::lock_file())
+            .args(["--programs"])
             .arg(self.path("programs"))
             .arg("--extra")
             .arg(self.path("extra"))
@@ -83,7 +87,9 @@ impl Place {
         Cmd::new(BUILDER)
             .arg("verify")
             .arg(self.path(directory))
-            .args(["--offline", "--lock", LOCK, "--programs"])
+            .args(["--offline", "--lock"])
+            .arg(locked::lock_file())
+            .args(["--programs"])
             .arg(self.path("programs"))
             .arg("--extra")
             .arg(self.path("extra"))
@@ -233,7 +239,7 @@ async fn what_goes_wrong_is_said_leaves_nothing_half_written_and_a_rerun_goes_on
     assert_eq!(place.made("images"), Vec::<String>::new());
 
     // A package in the cache is damaged: its name, and what was expected.
-    let lock = Lock::parse(&fs::read_to_string(LOCK).unwrap()).unwrap();
+    let lock = locked::lock();
     let package = lock
         .packages
         .iter()
@@ -266,7 +272,7 @@ async fn what_goes_wrong_is_said_leaves_nothing_half_written_and_a_rerun_goes_on
 
     // Killed in the middle: nothing has a final name; the next one removes what is left, and makes it.
     let log = place.path("log");
-    let killed = qcow2("images").spawn(&log).unwrap();
+    let mut killed = qcow2("images").spawn(&log).unwrap();
     let is_midway = || {
         fs::read_to_string(&log)
             .unwrap_or_default()
@@ -275,7 +281,9 @@ async fn what_goes_wrong_is_said_leaves_nothing_half_written_and_a_rerun_goes_on
     while !is_midway() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    drop(killed);
+    let pid = killed.id().unwrap().try_into().unwrap();
+    killpg(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    killed.wait().await.unwrap();
     let left = place.made("images");
     assert!(
         left.iter().all(|name| name.starts_with('.')) && !left.is_empty(),

@@ -89,12 +89,13 @@ pub(crate) async fn run(args: &Verify) -> anyhow::Result<()> {
 
 /// Says what is wrong, loudly.
 fn report(mismatches: &[Mismatch]) -> anyhow::Result<()> {
-    for mismatch in mismatches {
-        print(format_args!("NOT THE SAME: {mismatch}\n"))?;
-    }
+    let text: String = mismatches
+        .iter()
+        .map(|mismatch| format!("\nNOT THE SAME: {mismatch}"))
+        .collect();
     match mismatches.len() {
         0 => print("all files are as they should be\n"),
-        1 => bail!("1 file is not as it should be"),
-        many => bail!("{many} files are not as they should be"),
+        1 => bail!("1 file is not as it should be{text}"),
+        many => bail!("{many} files are not as they should be{text}"),
     }
 }
