@@ -1,9 +1,14 @@
 //! What the builder makes without running a maintainer script is what Debian's own tools make by running them all: the same
 //! locked packages, installed by `mmdebstrap`, give the same tree but for what `reference/allowed.toml` explains.
 
-#![cfg(test)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests may fail as tests do, and say what they do instead"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt as _;
@@ -26,6 +31,9 @@ use serde::Deserialize;
 
 /// It takes a minute on a quiet machine.
 const TIME_LIMIT: Duration = Duration::from_mins(15);
+
+/// Permissions, owner and group by name, extended attributes, and what it is.
+type Named = (u32, String, String, BTreeMap<String, Vec<u8>>, Node);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,8 +83,8 @@ async fn the_tree_is_the_one_that_maintainer_scripts_make() {
             Some(index) => drop(unused.remove(&index)),
             None => differences.push(format!(
                 "{path}: {} here, {} by maintainer scripts",
-                shown(&our),
-                shown(&their)
+                shown(our.as_ref()),
+                shown(their.as_ref())
             )),
         }
     }
@@ -124,10 +132,12 @@ async fn install(folder: &Path, cache: &Cache, debs: &[(Package, Deb)], recipe: 
             fs::copy(&from, pool.join(&name)).unwrap();
         }
         let (size, sha256) = (package.size, &package.sha256);
-        index.push_str(&format!(
+        write!(
+            index,
             "{}Filename: ./pool/{name}\nSize: {size}\nSHA256: {sha256}\n\n",
             deb.control
-        ));
+        )
+        .unwrap();
     }
     assert_eq!(
         files::replace(folder.join("repo/Packages"), index, 0o644).unwrap(),
@@ -188,7 +198,7 @@ fn paths(tree: &Tree) -> BTreeSet<String> {
 }
 
 /// An entry with the names of its owner and group: numbers depend on the order of installation.
-fn named(tree: &Tree, path: &str) -> Option<(u32, String, String, BTreeMap<String, Vec<u8>>, Node)> {
+fn named(tree: &Tree, path: &str) -> Option<Named> {
     let Entry {
         mode,
         uid,
@@ -283,7 +293,7 @@ impl Allowed {
     }
 }
 
-fn shown(entry: &Option<(u32, String, String, BTreeMap<String, Vec<u8>>, Node)>) -> String {
+fn shown(entry: Option<&Named>) -> String {
     match entry {
         None => "not there".to_owned(),
         Some((mode, owner, group, _, node)) => {
