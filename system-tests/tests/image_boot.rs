@@ -56,9 +56,22 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
     configuration_channels_can_be_read(&bios).await;
     it_is_the_same_after_a_reset(&bios).await;
 
+    listens_to_its_power_button(&bios).await;
     bios.press_power_button().await.unwrap();
     uefi.shut_down().await.unwrap();
     tokio::try_join!(bios.ended(END_LIMIT), uefi.ended(END_LIMIT)).unwrap();
+}
+
+/// logind looks for buttons when the guest is up already; what is pressed before is lost, as on any machine.
+async fn listens_to_its_power_button(vm: &Booted) {
+    let has_seen_it = ["journalctl", "--boot", "--quiet", "--unit=systemd-logind", "--grep=Power Button"];
+    for _ in 0..60 {
+        if vm.run(&has_seen_it).await.unwrap().code == Some(0) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("logind has found no power button after a minute");
 }
 
 async fn nobody_has_a_password(vm: &Booted) {

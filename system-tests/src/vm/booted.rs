@@ -117,7 +117,8 @@ impl Booted {
         Ok(())
     }
 
-    /// Waits until the guest has started all it starts.
+    /// Waits until the guest has started all it starts, and knows all its devices: it starts before it has loaded the
+    /// drivers of those that it needs not start.
     ///
     /// # Errors
     /// A unit has failed, or this takes too long.
@@ -125,6 +126,7 @@ impl Booted {
         let wait = ["systemctl", "is-system-running", "--wait"];
         let state = self.run_within(BOOT_LIMIT, &wait).await?;
         if state.stdout == "running\n" {
+            self.text(&["udevadm", "settle", "--timeout=60"]).await?;
             return Ok(());
         }
         let failed = self.run(&["systemctl", "--failed", "--no-legend", "--plain"]).await?;
