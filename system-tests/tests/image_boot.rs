@@ -64,7 +64,13 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
 
 /// logind looks for buttons when the guest is up already; what is pressed before is lost, as on any machine.
 async fn listens_to_its_power_button(vm: &Booted) {
-    let has_seen_it = ["journalctl", "--boot", "--quiet", "--unit=systemd-logind", "--grep=Power Button"];
+    let has_seen_it = [
+        "journalctl",
+        "--boot",
+        "--quiet",
+        "--unit=systemd-logind",
+        "--grep=Power Button",
+    ];
     for _ in 0..60 {
         if vm.run(&has_seen_it).await.unwrap().code == Some(0) {
             return;
