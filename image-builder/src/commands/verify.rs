@@ -1,6 +1,7 @@
 //! `image-builder verify`.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -89,10 +90,10 @@ pub(crate) async fn run(args: &Verify) -> anyhow::Result<()> {
 
 /// Says what is wrong, loudly.
 fn report(mismatches: &[Mismatch]) -> anyhow::Result<()> {
-    let text: String = mismatches
-        .iter()
-        .map(|mismatch| format!("\nNOT THE SAME: {mismatch}"))
-        .collect();
+    let mut text = String::new();
+    for mismatch in mismatches {
+        write!(text, "\nNOT THE SAME: {mismatch}")?;
+    }
     match mismatches.len() {
         0 => print("all files are as they should be\n"),
         1 => bail!("1 file is not as it should be{text}"),
