@@ -42,6 +42,9 @@ impl Place {
         for name in ["agent", "console-proxy", "ssvm", "stage1"] {
             fs::copy("/bin/true", place.path("programs").join(name)).unwrap();
         }
+        // Another user may not be allowed to look into this checkout.
+        fs::copy(BUILDER, place.path("image-builder")).unwrap();
+        fs::copy(locked::lock_file(), place.path("image.lock")).unwrap();
         let _ = files::replace(place.path("extra/usr/share/sysvm/hello"), "hello\n", 0o600).unwrap();
 
         let shared = Cache::open(Cache::default_dir().unwrap()).unwrap();
@@ -68,9 +71,9 @@ impl Place {
     }
 
     fn build(&self, output: &str) -> Cmd {
-        Cmd::new(BUILDER)
+        Cmd::new(self.path("image-builder"))
             .args(["build", "--offline", "--lock"])
-            .arg(locked::lock_file())
+            .arg(self.path("image.lock"))
             .args(["--programs"])
             .arg(self.path("programs"))
             .arg("--extra")
@@ -84,11 +87,11 @@ impl Place {
     }
 
     fn verify(&self, directory: &str) -> Cmd {
-        Cmd::new(BUILDER)
+        Cmd::new(self.path("image-builder"))
             .arg("verify")
             .arg(self.path(directory))
             .args(["--offline", "--lock"])
-            .arg(locked::lock_file())
+            .arg(self.path("image.lock"))
             .args(["--programs"])
             .arg(self.path("programs"))
             .arg("--extra")

@@ -157,12 +157,9 @@ async fn the_published_validators_accept_both_languages() {
     judge.time_limit(Duration::from_mins(2)).run().await.unwrap();
 
     // The judges do judge.
-    let _ = replace(
-        &cyclonedx,
-        bill.cyclonedx().unwrap().replace("\"1.6\"", "\"1.7\""),
-        0o644,
-    )
-    .unwrap();
+    let wrong = bill.cyclonedx().unwrap().replace("\"library\"", "\"bookshelf\"");
+    assert_ne!(wrong, bill.cyclonedx().unwrap());
+    let _ = replace(&cyclonedx, wrong, 0o644).unwrap();
     let judge = Cmd::new(python().await).arg(script).arg(&spdx).arg(&cyclonedx);
     assert!(judge.time_limit(Duration::from_mins(2)).run().await.is_err());
 }
