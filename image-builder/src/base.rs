@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use platform::files::BESIDE;
@@ -22,6 +22,8 @@ use crate::tree::{Entry, Node, Tree, TreeError};
 
 /// How many are kept in the cache: two recipes can be worked on by turns. Each has some 240 MB.
 const KEPT: usize = 3;
+/// Nobody takes so long to write one.
+const ABANDONED: Duration = Duration::from_hours(24);
 /// The directories in the cached archive.
 const ROOT: &str = "root/";
 const KERNEL: &str = "kernel/";
@@ -173,16 +175,18 @@ fn key(packages: &[Package], recipe: &Recipe, tools: &Tools) -> io::Result<Strin
     Ok(hex(digest.finalize()))
 }
 
-/// Removes those that were not used for the longest time, and what interrupted builds have left.
+/// Removes those that were not used for the longest time, and what builds have left that were killed a day ago.
 fn forget(directory: &Path) -> io::Result<()> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        // Another build may be writing it, or have removed it.
-        if !entry.file_name().to_string_lossy().starts_with(BESIDE)
-            && let Ok(used) = entry.metadata().and_then(|data| data.modified())
-        {
+        let Ok(used) = entry.metadata().and_then(|data| data.modified()) else {
+            continue; // another build has removed it
+        };
+        if !entry.file_name().to_string_lossy().starts_with(BESIDE) {
             all.push((used, entry.path()));
+        } else if used.elapsed().is_ok_and(|age| age > ABANDONED) {
+            fs::remove_file(entry.path()).ok();
         }
     }
     all.sort();

@@ -230,7 +230,9 @@ fn make(
     let lock_text = lock.render()?;
     let mut manifest = Manifest::new(lock, &lock_text, recipe.digest.clone(), recipe.epoch);
     manifest.programs = programs.contents();
-    let build = build_id(&manifest, &extra);
+    let of_file = |(path, _, contents): &(String, u32, Bytes)| (path.clone(), Contents::of(contents));
+    manifest.extra = extra.iter().map(of_file).collect();
+    let build = build_id(&manifest);
     let additions = Additions {
         programs: programs.in_image.clone(),
         files: extra,
@@ -348,16 +350,16 @@ fn extra_files(directory: &Path) -> Result<Vec<(String, u32, Bytes)>, BuildError
     Ok(all)
 }
 
-/// The digest of everything that decides what an image is.
-fn build_id(manifest: &Manifest, extra: &[(String, u32, Bytes)]) -> [u8; 32] {
+/// The digest of everything that decides what an image is, but for the permissions of other files.
+fn build_id(manifest: &Manifest) -> [u8; 32] {
     let mut digest = Sha256::new_with_prefix(&manifest.builder);
     digest.update(&manifest.recipe);
     digest.update(&manifest.lock);
     for (name, contents) in &manifest.programs {
         digest.update(format!("{name}\0{}", contents.sha256));
     }
-    for (path, mode, contents) in extra {
-        digest.update(format!("{path}\0{mode:o}\0{}", Contents::of(contents).sha256));
+    for (path, contents) in &manifest.extra {
+        digest.update(format!("{path}\0{}", contents.sha256));
     }
     digest.finalize().into()
 }
@@ -415,23 +417,26 @@ impl Place {
         let names: Vec<String> = artefacts.iter().map(|artefact| artefact.file_name()).collect();
         manifest.add_artefacts(self.beside.path(), &names)?;
         // Until the new manifest is there, there is none: it never describes files that are not those beside it.
-        for name in [MANIFEST, SUMS]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(Artefact::ALL.map(Artefact::file_name))
-        {
-            let path = self.output.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
-                _ => {}
-            }
-        }
+        [MANIFEST, SUMS].iter().try_for_each(|name| self.remove(name))?;
         for name in &names {
             let path = self.output.join(name);
             fs::rename(self.beside.path().join(name), &path).map_err(failed("write", &path))?;
         }
+        let others = Artefact::ALL.map(Artefact::file_name).into_iter();
+        others
+            .filter(|name| !names.contains(name))
+            .try_for_each(|name| self.remove(&name))?;
         manifest.write(&self.output)?;
         Ok(())
+    }
+
+    /// Removes a file of an earlier build, if there is one.
+    fn remove(&self, name: &str) -> Result<(), BuildError> {
+        let path = self.output.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -5,10 +5,11 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
 
+use crate::cache::hex;
 use crate::control::BadControl;
 use crate::facts::{self, Installed};
 use crate::lock::{Lock, Package};
-use crate::manifest::{Contents, hex};
+use crate::manifest::Contents;
 use crate::tree::{Entry, Node, Tree};
 use crate::view::View;
 

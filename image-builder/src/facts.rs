@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use crate::cache::hex;
 use crate::control::{BadControl, Control};
-use crate::manifest::hex;
 use crate::tree::{Entry, Node, Tree};
 use crate::view::DiskView;
 

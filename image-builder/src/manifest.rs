@@ -14,6 +14,7 @@ use platform::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::cache::hex;
 use crate::lock::{Lock, Package};
 
 /// The manifest's name beside the images.
@@ -43,6 +44,8 @@ pub struct Manifest {
     pub tools: Vec<Tool>,
     /// Our programs in the image, by name.
     pub programs: BTreeMap<String, Contents>,
+    /// Other files that were put into the image, by their path there.
+    pub extra: BTreeMap<String, Contents>,
     /// SHA-256 of parts of the image, by name: `esp`, `initrd`, `root.tar`.
     pub intermediates: BTreeMap<String, String>,
     /// The files that were delivered, by name.
@@ -125,6 +128,7 @@ impl Manifest {
             lock: Contents::of(lock_text.as_bytes()).sha256,
             tools: lock.tools.iter().map(Tool::of).collect(),
             programs: BTreeMap::new(),
+            extra: BTreeMap::new(),
             intermediates: BTreeMap::new(),
             artefacts: BTreeMap::new(),
         }
@@ -307,14 +311,6 @@ impl Sums {
         }
         Ok(Self(sums))
     }
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes it");
-        text
-    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {

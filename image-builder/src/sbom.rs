@@ -11,10 +11,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::{Builder, Uuid};
 
+use crate::cache::hex;
 use crate::control::BadControl;
 use crate::facts::{self, Installed};
 use crate::lock::Lock;
-use crate::manifest::hex;
 use crate::recipe::Recipe;
 use crate::tree::Tree;
 

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use minisign::{KeyPair, PError, PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 use platform::files::{self, FileError};
 
-use crate::manifest::hex;
+use crate::cache::hex;
 
 /// What a signature's file is called: that of what is signed, and this.
 pub const SUFFIX: &str = ".minisig";

@@ -12,8 +12,8 @@ use super::{CacheDir, LockFile, RecipeDir, print};
 /// Make images: packages by the lock file, the recipe, and our programs.
 ///
 /// Nothing of this machine gets into them: not its time, users, paths or tools. Packages that are not in the cache are
-/// fetched first; after that no network is needed. Whatever interrupts a build, the output directory has either the old
-/// files or the new ones, and a rerun does not do again what is in the cache.
+/// fetched first; after that no network is needed. Files of an earlier build stay until all new ones are whole, and no
+/// file is ever half of one; manifest.json is written last. A rerun does not do again what is in the cache.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Build {

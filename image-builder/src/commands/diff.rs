@@ -17,7 +17,7 @@ use super::{blocking, print, read_lock};
 const EXAMPLES: &str = "\
 Examples:
   image-builder diff old.qcow2 new.ova         packages, files, units, kernel modules, command line
-  image-builder diff old/root.tar new.qcow2    what both have is compared
+  image-builder diff old/sysvm.tar new.qcow2   what both have is compared
   image-builder diff old/image.lock image.lock which packages an update brings
   image-builder diff --json a.vhd b.vhd
 
@@ -31,7 +31,7 @@ const TROUBLE: u8 = 2;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Diff {
-    /// The old image (any format), root.tar or image.lock
+    /// The old image (any format), sysvm.tar or image.lock
     old: PathBuf,
     /// The new one; images may be of another format
     new: PathBuf,

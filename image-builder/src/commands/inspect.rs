@@ -11,7 +11,7 @@ const EXAMPLES: &str = "\
 Examples:
   image-builder inspect sysvm.qcow2
   image-builder inspect sysvm.ova --packages --largest 30
-  image-builder inspect root.tar --json --files | jq '.files[] | select(.mode == \"4755\")'
+  image-builder inspect sysvm.tar --json --files | jq '.files[] | select(.mode == \"4755\")'
 
 Nothing is mounted and no root is needed. docs/image-builder.md describes the JSON.";
 
@@ -19,7 +19,7 @@ Nothing is mounted and no root is needed. docs/image-builder.md describes the JS
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Inspect {
-    /// An image in any of our formats (raw, qcow2, vhd, vmdk, ova), a root.ext4 or a root.tar
+    /// An image in any of our formats (raw, qcow2, vhd, vmdk, ova), an ext4, or a tar such as sysvm.tar
     image: PathBuf,
     /// Print JSON
     #[arg(long)]

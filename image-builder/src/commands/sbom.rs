@@ -12,7 +12,7 @@ use super::{RecipeDir, blocking, deliver, read, read_lock};
 const EXAMPLES: &str = "\
 Examples:
   image-builder sbom sysvm.qcow2 --lock image.lock --format spdx --out sysvm.spdx.json
-  image-builder sbom root.tar --format cyclonedx
+  image-builder sbom sysvm.tar --format cyclonedx
   cargo metadata --format-version 1 --filter-platform x86_64-unknown-linux-gnu > crates.json
   image-builder sbom sysvm.qcow2 --lock image.lock --crates crates.json --format cyclonedx
 
@@ -25,7 +25,7 @@ const MAX_METADATA: u64 = 256 << 20;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Sbom {
-    /// An image in any of our formats, or a root.tar
+    /// An image in any of our formats, or a sysvm.tar
     image: PathBuf,
     /// In which language
     #[arg(long, value_enum)]
