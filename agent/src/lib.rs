@@ -3,6 +3,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`appliance`] | the VM itself: boot, set-up, checks |
 //! | [`agent`] | keeps a link for as long as the program lives |
 //! | [`config`] | what it must know to start |
 //! | [`service`] | what a program does for its server, and what it may ask |
@@ -17,6 +18,7 @@
 //! | [`trust`] | which server is believed |
 
 pub mod agent;
+pub mod appliance;
 pub mod config;
 mod execution;
 pub mod hosts;

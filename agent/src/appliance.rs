@@ -1,0 +1,10 @@
+//! The system VM that a program of ours runs in: from the boot arguments to a machine that serves. Facts: appliance.md;
+//! § numbers below this module refer to it.
+//!
+//! | module | |
+//! |---|---|
+//! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
+//! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
+
+pub mod progress;
+pub mod root;

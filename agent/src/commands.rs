@@ -1,0 +1,4 @@
+//! What `agent` does, a module for each command (or for two that are one matter).
+
+pub(crate) mod cmdline;
+pub(crate) mod keystore;
