@@ -1,7 +1,5 @@
 //! Secondary storage over NFS: a real server, and the image's `ssvm` as its client.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
-
 use platform::exec::Cmd;
 use system_tests::nfs::NfsServer;
 use system_tests::vm::Net;
