@@ -4,7 +4,9 @@
 //! | module | |
 //! |---|---|
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
+//! | [`upgrade`] | new programs for a VM that runs |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 
 pub mod progress;
 pub mod root;
+pub mod upgrade;

@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore};
+use commands::{cmdline, keystore, upgrade};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
@@ -28,6 +28,7 @@ enum Command {
     Cmdline(cmdline::Cmdline),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
+    Upgrade(upgrade::Upgrade),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -39,6 +40,7 @@ async fn main() -> ExitCode {
         Command::Cmdline(args) => cmdline::run(&args),
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
+        Command::Upgrade(args) => upgrade::run(&args).await,
     }
 }
 
