@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use agent::appliance::upgrade::bundle::Bundle;
@@ -116,7 +117,7 @@ fn what_is_signed_must_make_sense() {
         assert!(error.contains("is not the name of a program"), "{error}");
     }
     let bomb = fixture.bundle_of(&programs("new"), vec![1], |manifest| {
-        manifest.packed.size = MAX_BYTES + 1
+        manifest.packed.size = MAX_BYTES + 1;
     });
     assert!(refused(&fixture, &bomb).ends_with("more than the 536870912 that are allowed"));
 }
@@ -268,7 +269,6 @@ fn a_file_that_changes_after_it_was_checked_is_not_unpacked() {
     let mut bundle = Bundle::open(&path, &TrustedKeys::read(&fixture.root).unwrap()).unwrap();
     let other = fixture.bundle(&programs("odd"));
     // In place: the descriptor that was checked sees it.
-    use std::io::Write;
     fs::OpenOptions::new()
         .write(true)
         .open(&path)

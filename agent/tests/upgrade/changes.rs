@@ -244,7 +244,7 @@ fn wherever_the_power_goes_away_a_restart_finds_one_set_of_programs_whole() {
                     .directory(&Side::Image)
                     .join("../../../../var/lib/sysvm/.new-current"),
             )
-            .unwrap()
+            .unwrap();
         },
         |store, pending| store.switch(&pending.to).unwrap(),
         |store, pending| drop(store.end(pending, Outcome::Confirmed, "").unwrap()),
