@@ -3,8 +3,12 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`hypervisor`] | which one this runs on |
+//! | [`channel`] | where boot arguments come from |
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 
+pub mod channel;
+pub mod hypervisor;
 pub mod progress;
 pub mod root;
