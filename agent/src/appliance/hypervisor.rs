@@ -1,146 +1,72 @@
-//! Which hypervisor this machine runs on: it decides where the boot arguments come from and a few details of the network.
+//! Which machine a VM runs on: it decides how the boot arguments arrive, and a little of what they mean (§3).
 
-use std::fs;
-use std::path::Path;
-
-use platform::files;
 use serde::{Deserialize, Serialize};
 
-use super::root::Root;
+pub mod detect;
 
-/// The virtio port of the QEMU guest agent: only KVM hosts make one.
-pub const GUEST_AGENT_PORT: &str = "org.qemu.guest_agent.0";
-/// Of a file in /sys: one line.
-const MAX_FILE: u64 = 4096;
-
-/// Those that CloudStack knows (§3.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+/// What the VM runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Hypervisor {
-    /// KVM, and QEMU without it.
+    /// KVM under libvirt, or QEMU by itself.
     Kvm,
     /// XenServer, XCP-ng.
     Xen,
-    /// VMware.
+    /// ESXi.
     Vmware,
-    /// Hyper-V.
-    #[value(name = "hyperv")]
-    #[serde(rename = "hyperv")]
+    /// Windows Server.
     HyperV,
-    /// Another one, or none.
+    /// None that we know, or no VM at all.
     Other,
 }
 
-/// What [`Hypervisor::detect`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Detected {
-    /// Which.
-    pub hypervisor: Hypervisor,
-    /// What told it, for people.
-    pub because: String,
-}
-
 impl Hypervisor {
-    /// Looks at what the kernel shows: the guest agent's port (KVM whatever the firmware says, since hosts can set that),
-    /// Xen's own mark, the firmware's tables, and virtio devices, in this order (§3.1). Right after the start devices may be
-    /// missing: `Other` is worth another look a second later.
-    pub fn detect(root: &Root) -> Detected {
-        let (hypervisor, because) = Self::by_port(root)
-            .or_else(|| Self::by_xen(root))
-            .or_else(|| Self::by_firmware(root))
-            .or_else(|| Self::by_devices(root))
-            .unwrap_or_else(|| (Self::Other, "nothing of a known hypervisor was found".to_owned()));
-        Detected { hypervisor, because }
-    }
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Kvm, Self::Xen, Self::Vmware, Self::HyperV, Self::Other];
 
-    fn by_port(root: &Root) -> Option<(Self, String)> {
-        let ports = entries(&root.path("/sys/class/virtio-ports"));
-        let is_there = |port: &String| line(root, &format!("/sys/class/virtio-ports/{port}/name")) == GUEST_AGENT_PORT;
-        let found = ports.iter().any(is_there);
-        found.then(|| (Self::Kvm, format!("it has the virtio port {GUEST_AGENT_PORT}")))
-    }
-
-    fn by_xen(root: &Root) -> Option<(Self, String)> {
-        let kind = line(root, "/sys/hypervisor/type");
-        (kind == "xen").then(|| (Self::Xen, "/sys/hypervisor/type says xen".to_owned()))
-    }
-
-    fn by_firmware(root: &Root) -> Option<(Self, String)> {
-        let vendor = line(root, "/sys/class/dmi/id/sys_vendor");
-        let product = line(root, "/sys/class/dmi/id/product_name");
-        let hypervisor = match vendor.as_str() {
-            "QEMU" | "Red Hat" | "Apache Software Foundation" => Self::Kvm,
-            "Xen" => Self::Xen,
-            "Microsoft Corporation" if product == "Virtual Machine" => Self::HyperV,
-            _ if vendor.starts_with("VMware") => Self::Vmware,
-            _ => return None,
-        };
-        Some((hypervisor, format!("the firmware says {vendor:?}, {product:?}")))
-    }
-
-    fn by_devices(root: &Root) -> Option<(Self, String)> {
-        let devices = entries(&root.path("/sys/bus/virtio/devices"));
-        (!devices.is_empty()).then(|| (Self::Kvm, "it has virtio devices".to_owned()))
-    }
-}
-
-fn entries(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
-}
-
-/// Empty when there is no such file.
-fn line(root: &Root, path: &str) -> String {
-    let bytes = files::read_limited(root.path(path), MAX_FILE)
-        .ok()
-        .flatten()
-        .unwrap_or_default();
-    String::from_utf8_lossy(&bytes).trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn detect(files: &[(&str, &str)]) -> Hypervisor {
-        let directory = tempfile::tempdir().unwrap();
-        let root = Root::new(directory.path());
-        for (path, contents) in files {
-            let path = root.path(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let _ = files::replace(path, contents, 0o644).unwrap();
+    /// One word, lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Xen => "xen",
+            Self::Vmware => "vmware",
+            Self::HyperV => "hyperv",
+            Self::Other => "other",
         }
-        Hypervisor::detect(&root).hypervisor
     }
 
-    #[test]
-    fn each_hypervisor_is_known_by_what_its_machines_show() {
-        const VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
-        const PRODUCT: &str = "/sys/class/dmi/id/product_name";
-        assert_eq!(detect(&[]), Hypervisor::Other);
-        assert_eq!(detect(&[(VENDOR, "QEMU\n")]), Hypervisor::Kvm);
-        assert_eq!(detect(&[(VENDOR, "Xen\n")]), Hypervisor::Xen);
-        assert_eq!(
-            detect(&[("/sys/hypervisor/type", "xen\n"), (VENDOR, "QEMU\n")]),
-            Hypervisor::Xen
-        );
-        assert_eq!(detect(&[(VENDOR, "VMware, Inc.\n")]), Hypervisor::Vmware);
-        let microsoft = (VENDOR, "Microsoft Corporation\n");
-        assert_eq!(detect(&[microsoft, (PRODUCT, "Virtual Machine\n")]), Hypervisor::HyperV);
-        assert_eq!(detect(&[microsoft, (PRODUCT, "Surface\n")]), Hypervisor::Other);
-        assert_eq!(detect(&[("/sys/bus/virtio/devices/virtio0", "")]), Hypervisor::Kvm);
+    /// Whether agents' VMs are reached on their management NIC, because there is no control network (§4.3).
+    pub const fn is_without_control_network(self) -> bool {
+        matches!(self, Self::Vmware | Self::HyperV)
     }
 
-    #[test]
-    fn the_guest_agents_port_makes_it_kvm_whatever_the_firmware_says() {
-        let port = ("/sys/class/virtio-ports/vport1p1/name", "org.qemu.guest_agent.0\n");
-        assert_eq!(
-            detect(&[port, ("/sys/class/dmi/id/sys_vendor", "VMware, Inc.\n")]),
-            Hypervisor::Kvm
-        );
-        let other = ("/sys/class/virtio-ports/vport1p1/name", "org.sysvm.agent.0\n");
-        assert_eq!(detect(&[other]), Hypervisor::Other);
+    /// Whether the switch learns an address only when the VM sends something that is answered (§3.4).
+    pub const fn needs_ping(self) -> bool {
+        matches!(self, Self::Vmware)
+    }
+
+    /// Whether the guest's clock follows the host's without a time server (§5.3).
+    pub const fn keeps_time(self) -> bool {
+        matches!(self, Self::Xen | Self::Vmware)
     }
 }
+
+impl std::str::FromStr for Hypervisor {
+    type Err = UnknownHypervisor;
+
+    fn from_str(text: &str) -> Result<Self, UnknownHypervisor> {
+        let found = Self::ALL.into_iter().find(|known| known.name() == text);
+        found.ok_or_else(|| UnknownHypervisor(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Hypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A word that names none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a hypervisor; write kvm, xen, vmware, hyperv or other")]
+pub struct UnknownHypervisor(String);
