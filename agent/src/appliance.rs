@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`hypervisor`] | which one this runs on |
 //! | [`channel`] | where boot arguments come from |
+//! | [`line`](mod@line) | which line of them counts |
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 
 pub mod channel;
 pub mod hypervisor;
+pub mod line;
 pub mod progress;
 pub mod root;

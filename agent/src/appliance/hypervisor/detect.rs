@@ -36,10 +36,7 @@ impl Hypervisor {
     }
 
     fn by_port(root: &Root) -> Option<(Self, String)> {
-        let ports = entries(&root.path("/sys/class/virtio-ports"));
-        let is_there = |port: &String| line(root, &format!("/sys/class/virtio-ports/{port}/name")) == GUEST_AGENT_PORT;
-        let found = ports.iter().any(is_there);
-        found.then(|| (Self::Kvm, format!("it has the virtio port {GUEST_AGENT_PORT}")))
+        has_guest_agent_port(root).then(|| (Self::Kvm, format!("it has the virtio port {GUEST_AGENT_PORT}")))
     }
 
     fn by_xen(root: &Root) -> Option<(Self, String)> {
@@ -64,6 +61,15 @@ impl Hypervisor {
         let devices = entries(&root.path("/sys/bus/virtio/devices"));
         (!devices.is_empty()).then(|| (Self::Kvm, "it has virtio devices".to_owned()))
     }
+}
+
+/// Whether the host has given a port for the QEMU guest agent.
+pub fn has_guest_agent_port(root: &Root) -> bool {
+    let ports = entries(&root.path("/sys/class/virtio-ports"));
+    let mut names = ports
+        .iter()
+        .map(|port| line(root, &format!("/sys/class/virtio-ports/{port}/name")));
+    names.any(|name| name == GUEST_AGENT_PORT)
 }
 
 fn entries(directory: &Path) -> Vec<String> {
