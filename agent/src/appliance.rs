@@ -8,9 +8,11 @@
 //! | [`line`](mod@line) | which line of them counts |
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
+//! | [`plan`] | all that the boot arguments make of a machine, decided before anything is done |
 
 pub mod channel;
 pub mod hypervisor;
 pub mod line;
+pub mod plan;
 pub mod progress;
 pub mod root;
