@@ -9,6 +9,7 @@
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 //! | [`plan`] | all that the boot arguments make of a machine, decided before anything is done |
+//! | [`setup`] | what comes after the network: disk, settings, services, user data |
 
 pub mod channel;
 pub mod hypervisor;
@@ -16,3 +17,4 @@ pub mod line;
 pub mod plan;
 pub mod progress;
 pub mod root;
+pub mod setup;

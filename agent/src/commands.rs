@@ -2,3 +2,4 @@
 
 pub(crate) mod cmdline;
 pub(crate) mod keystore;
+pub(crate) mod setup;

@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore};
+use commands::{cmdline, keystore, setup};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
@@ -26,6 +26,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Cmdline(cmdline::Cmdline),
+    Setup(setup::Setup),
+    GrowDisk(setup::GrowDisk),
+    UserData(setup::UserData),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
 }
@@ -37,6 +40,9 @@ async fn main() -> ExitCode {
     crypto::install();
     match cli.command {
         Command::Cmdline(args) => cmdline::run(&args),
+        Command::Setup(args) => setup::run(&args).await,
+        Command::GrowDisk(args) => setup::grow_disk(&args).await,
+        Command::UserData(args) => setup::user_data(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
     }
