@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore};
+use commands::{boot, cmdline, keystore};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
@@ -25,6 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Boot(boot::Boot),
     Cmdline(cmdline::Cmdline),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
@@ -36,6 +37,7 @@ async fn main() -> ExitCode {
     logging::init();
     crypto::install();
     match cli.command {
+        Command::Boot(args) => boot::run(&args),
         Command::Cmdline(args) => cmdline::run(&args),
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
