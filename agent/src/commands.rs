@@ -2,5 +2,6 @@
 
 pub(crate) mod cmdline;
 pub(crate) mod keystore;
+pub(crate) mod patch_watch;
 pub(crate) mod run;
 pub(crate) mod ssh_gate;

@@ -11,7 +11,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore, run, ssh_gate};
+use commands::{cmdline, keystore, patch_watch, run, ssh_gate};
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -27,6 +27,7 @@ enum Command {
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
     SshGate(ssh_gate::SshGate),
+    PatchWatch(patch_watch::PatchWatch),
     Run(run::Run),
 }
 
@@ -43,6 +44,7 @@ async fn main() -> ExitCode {
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
         Command::SshGate(args) => ssh_gate::run(&args),
+        Command::PatchWatch(args) => patch_watch::run(&args).await,
         Command::Run(args) => run::run(&args).await,
     }
 }
