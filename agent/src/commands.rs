@@ -3,4 +3,7 @@
 pub(crate) mod boot;
 pub(crate) mod cmdline;
 pub(crate) mod keystore;
+pub(crate) mod patch_watch;
+pub(crate) mod run;
 pub(crate) mod setup;
+pub(crate) mod ssh_gate;
