@@ -1,4 +1,5 @@
 //! What `agent` does, a module for each command (or for two that are one matter).
 
+pub(crate) mod check;
 pub(crate) mod cmdline;
 pub(crate) mod keystore;

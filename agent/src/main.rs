@@ -10,10 +10,10 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore};
+use commands::{check, cmdline, keystore};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
-const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
+const LINKS: [&str; 3] = ["keystore-setup", "keystore-cert-import", "ssvm-check.sh"];
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -25,6 +25,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Check),
+    #[command(name = "ssvm-check.sh")]
+    SsvmCheck(check::SsvmCheck),
     Cmdline(cmdline::Cmdline),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
@@ -36,6 +39,8 @@ async fn main() -> ExitCode {
     logging::init();
     crypto::install();
     match cli.command {
+        Command::Check(args) => check::run(&args).await,
+        Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
