@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`console`] | the console page, compared with the machine behind it |
+//! | [`nfs`] | a real NFS server in a test's network |
 //! | [`page`] | the management server's page |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
@@ -18,6 +19,7 @@
 
 pub mod browser;
 pub mod console;
+pub mod nfs;
 pub mod page;
 pub mod programs;
 pub mod python;

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 36] = [
+pub(crate) const ALL: [Tool; 39] = [
     CC,
     LIBC,
     Tool {
@@ -235,6 +235,21 @@ pub(crate) const ALL: [Tool; 36] = [
         sign: Program("faketime"),
         source: Debian("faketime"),
         why: "gives an image builder another date, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/rpcbind"),
+        source: Debian("rpcbind"),
+        why: "tells NFS clients where the server is, in tests",
+    },
+    Tool {
+        sign: File("/usr/bin/ganesha.nfsd"),
+        source: Debian("nfs-ganesha"),
+        why: "is the NFS server that our image mounts stores from, in tests",
+    },
+    Tool {
+        sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
+        source: Debian("nfs-ganesha-vfs"),
+        why: "lets that server serve a directory",
     },
     RUSTFMT,
     CLIPPY,
@@ -415,7 +430,7 @@ mod tests {
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
              dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime rpcbind nfs-ganesha nfs-ganesha-vfs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
