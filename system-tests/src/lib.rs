@@ -8,6 +8,7 @@
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
 //! | [`qmp`] | what a machine in QEMU really shows |
+//! | [`site`] | the networks of a hypervisor host, and the system VMs of the spec's examples |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`up`] | a zone that `cargo xtask up` has started |
 //! | [`vm`] | system VMs under QEMU, as a hypervisor host starts and treats them |
@@ -22,6 +23,7 @@ pub mod page;
 pub mod programs;
 pub mod python;
 pub mod qmp;
+pub mod site;
 pub mod source;
 pub mod up;
 pub mod vm;

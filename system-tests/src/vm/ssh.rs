@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,13 +17,13 @@ pub const PORT: &str = "3922";
 /// A login under emulation takes one to three seconds.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A key pair, and the VM that it should open.
-#[derive(Debug)]
+/// A key pair, and the VM that it should open. Clones have the same key.
+#[derive(Clone, Debug)]
 pub struct Ssh {
     net: Net,
     address: String,
     options: Vec<String>,
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Ssh {
@@ -35,7 +36,7 @@ impl Ssh {
             net: net.clone(),
             address: address.to_owned(),
             options: Vec::new(),
-            directory: tempfile::tempdir().context("making a directory for a key")?,
+            directory: Arc::new(tempfile::tempdir().context("making a directory for a key")?),
         };
         Cmd::new("ssh-keygen")
             .args(["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-C", "test", "-f"])
@@ -51,6 +52,15 @@ impl Ssh {
     /// It cannot be read.
     pub fn public_key(&self) -> anyhow::Result<String> {
         Ok(fs::read_to_string(self.key().with_extension("pub"))?)
+    }
+
+    /// The same key for another address.
+    #[must_use]
+    pub fn at(&self, address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// Sets an option of ssh_config(5): `Ciphers=aes128-ctr`.
