@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 36] = [
+pub(crate) const ALL: [Tool; 37] = [
     CC,
     LIBC,
     Tool {
@@ -140,6 +140,11 @@ pub(crate) const ALL: [Tool; 36] = [
         sign: Program("scp"),
         source: Debian("openssh-client"),
         why: "is how a host logs in to a VM, in tests",
+    },
+    Tool {
+        sign: Program("nmap"),
+        source: Debian("nmap"),
+        why: "looks for open ports of VMs, in tests",
     },
     Tool {
         sign: Program("cpio"),
@@ -413,7 +418,7 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client nmap cpio fdisk \
              dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
              e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
             "rustup component add rustfmt clippy",
