@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`console`] | the console page, compared with the machine behind it |
+//! | [`management`] | a management server for VMs that a test starts |
 //! | [`page`] | the management server's page |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
@@ -19,6 +20,7 @@
 
 pub mod browser;
 pub mod console;
+pub mod management;
 pub mod page;
 pub mod programs;
 pub mod python;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use platform::exec::{Cmd, ExecError};
+use platform::exec::{Cmd, ExecError, Exited};
 use tempfile::TempDir;
 
 use super::network::Net;
@@ -23,6 +23,7 @@ pub struct Ssh {
     net: Net,
     address: String,
     options: Vec<String>,
+    limit: Duration,
     directory: Arc<TempDir>,
 }
 
@@ -36,6 +37,7 @@ impl Ssh {
             net: net.clone(),
             address: address.to_owned(),
             options: Vec::new(),
+            limit: LIMIT,
             directory: Arc::new(tempfile::tempdir().context("making a directory for a key")?),
         };
         Cmd::new("ssh-keygen")
@@ -70,6 +72,13 @@ impl Ssh {
         self
     }
 
+    /// For one command; a minute unless set.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// What a command line prints that the login shell of root runs. It is the one thing that a shell reads here: hosts
     /// send text.
     ///
@@ -80,6 +89,18 @@ impl Ssh {
             .client("ssh")
             .args(["-p", PORT, "--", &self.root_at(), command_line]);
         Ok(self.net.command(ssh).run().await?.text())
+    }
+
+    /// As [`Ssh::run`], but any exit is an answer: what exactly came back. The command line reads `input`.
+    ///
+    /// # Errors
+    /// `ssh` does not start or does not end.
+    pub async fn exec(&self, command_line: &str, input: &[u8]) -> Result<Exited, ExecError> {
+        let ssh = self
+            .client("ssh")
+            .args(["-p", PORT, "--", &self.root_at(), command_line])
+            .stdin(input);
+        self.net.command(ssh).run_to_exit().await
     }
 
     /// Copies files into a directory of the VM with their modes, with the protocol of scp before OpenSSH 9 if `legacy`.
@@ -123,7 +144,7 @@ impl Ssh {
             .args(["-F", "none", "-i"])
             .arg(self.key())
             .args(options.flat_map(|option| ["-o", option]))
-            .time_limit(LIMIT)
+            .time_limit(self.limit)
     }
 
     fn root_at(&self) -> String {
