@@ -2,3 +2,5 @@
 
 pub(crate) mod cmdline;
 pub(crate) mod keystore;
+pub(crate) mod run;
+pub(crate) mod ssh_gate;

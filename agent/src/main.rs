@@ -5,15 +5,13 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use agent::appliance::remote::{self, SUBCOMMANDS};
 use clap::{Parser, Subcommand};
 use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore};
-
-/// Commands that CloudStack finds under /opt/cloud/bin.
-const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
+use commands::{cmdline, keystore, run, ssh_gate};
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -28,17 +26,24 @@ enum Command {
     Cmdline(cmdline::Cmdline),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
+    SshGate(ssh_gate::SshGate),
+    Run(run::Run),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse_from(command_line(std::env::args_os()));
-    logging::init();
+    // Hosts take what these print, also on standard error, for the answer.
+    if !matches!(cli.command, Command::SshGate(_) | Command::Run(_)) {
+        logging::init();
+    }
     crypto::install();
     match cli.command {
         Command::Cmdline(args) => cmdline::run(&args),
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
+        Command::SshGate(args) => ssh_gate::run(&args),
+        Command::Run(args) => run::run(&args).await,
     }
 }
 
@@ -49,14 +54,19 @@ fn code(done: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// CloudStack calls some commands by names of their own, which are links to this program: the name is then the command.
+/// CloudStack calls commands by names of its own, which are links to this program: the name is then a subcommand, or what
+/// `run` runs.
 fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<_> = args.into_iter().collect();
-    let called = args.first().and_then(|program| Path::new(program).file_name());
-    if let Some(name) = called.filter(|name| LINKS.iter().any(|link| *name == *link)) {
-        let name = name.to_owned();
-        args.insert(1, name);
-    }
+    let called = args
+        .first()
+        .and_then(|program| Path::new(program).file_name()?.to_str());
+    let words: Vec<OsString> = match called {
+        Some(name) if SUBCOMMANDS.contains(&name) => vec![name.into()],
+        Some(name) if remote::find(name).is_some() => vec!["run".into(), "--".into(), name.into()],
+        _ => return args,
+    };
+    args.splice(1..1, words);
     args
 }
 
@@ -87,14 +97,14 @@ mod tests {
             words(&["agent", "keystore-setup", "a"]),
             ["agent", "keystore-setup", "a"]
         );
+        assert_eq!(
+            words(&["patched.sh", "/opt"]),
+            ["patched.sh", "run", "--", "patched.sh", "/opt"]
+        );
         assert_eq!(words(&[]), [""; 0]);
-        for name in LINKS {
-            assert!(
-                Cli::command()
-                    .get_subcommands()
-                    .any(|command| command.get_name() == name)
-            );
-            Cli::try_parse_from(command_line([name, "1", "--2"].map(OsString::from))).unwrap();
+        let names = remote::COMMANDS.iter().map(|command| command.name).chain(SUBCOMMANDS);
+        for name in names {
+            Cli::try_parse_from(command_line([name, "1", "--help", "-h", "--2"].map(OsString::from))).unwrap();
         }
     }
 }

@@ -16,3 +16,4 @@ pub mod http;
 pub mod logging;
 /// Being asked to stop.
 pub mod shutdown;
+pub mod watch;
