@@ -5,6 +5,7 @@
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`console`] | the console page, compared with the machine behind it |
 //! | [`management`] | a management server for VMs that a test starts |
+//! | [`nfs`] | a real NFS server in a test's network |
 //! | [`page`] | the management server's page |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
@@ -21,6 +22,7 @@
 pub mod browser;
 pub mod console;
 pub mod management;
+pub mod nfs;
 pub mod page;
 pub mod programs;
 pub mod python;

@@ -298,8 +298,8 @@ impl Iso {
     }
 }
 
-/// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
-fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
+/// Where one run of a VM (or of a server) has its files and sockets. Short, since the path of a socket has at most 107 bytes.
+pub(crate) fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
     const KIND: &str = "vm";
     for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
         if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {

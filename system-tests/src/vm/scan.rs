@@ -25,7 +25,7 @@ pub struct Port {
     pub protocol: String,
     /// Its number.
     pub number: u16,
-    /// `open` or `closed`; what is silent is not in the list.
+    /// `open` or `closed`; what is silent is not in the list. Without a number: how many more there are of a kind.
     pub state: String,
 }
 
@@ -74,7 +74,19 @@ fn parse(line: &str) -> anyhow::Result<Vec<Port>> {
         let address = line.strip_prefix("Host: ")?.split(' ').next()?;
         let ports = line.split_once("Ports: ")?.1.split('\t').next()?;
         let mut found = Vec::new();
-        for port in ports.split(", ") {
+        // Most are of one kind, which is only counted. That must be silence.
+        if let Some((_, ignored)) = line.split_once("Ignored State: ")
+            && !ignored.starts_with("filtered")
+            && !ignored.starts_with("open|filtered")
+        {
+            found.push(Port {
+                address: address.to_owned(),
+                protocol: "any".to_owned(),
+                number: 0,
+                state: format!("{} others", ignored.trim()),
+            });
+        }
+        for port in ports.split(", ").filter(|port| !port.is_empty()) {
             let mut fields = port.trim().split('/');
             let (number, state, protocol) = (fields.next()?, fields.next()?, fields.next()?);
             // `filtered` and `open|filtered`: there was no answer.
@@ -102,6 +114,9 @@ mod tests {
                     3922/open/tcp//ssh///\tIgnored State: filtered (65534)";
         let shown: Vec<_> = parse(line).unwrap().iter().map(Port::to_string).collect();
         assert_eq!(shown, ["192.0.2.21 udp/67 closed", "192.0.2.21 tcp/3922 open"]);
+        let line = "Host: 192.0.2.21 ()\tPorts: \tIgnored State: closed (65535)";
+        let shown: Vec<_> = parse(line).unwrap().iter().map(Port::to_string).collect();
+        assert_eq!(shown, ["192.0.2.21 any/0 closed (65535) others"]);
         assert!(parse("Host: x Ports: a").is_err());
     }
 
