@@ -43,7 +43,7 @@ impl ManagementServer {
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(net: &Net, address: &str, more: &[&str]) -> anyhow::Result<Self> {
+    pub async fn start(net: &Net, address: &str, more: &[String]) -> anyhow::Result<Self> {
         let mut server = Self {
             net: net.clone(),
             directory: tempfile::tempdir().context("making a directory for a management server")?,
@@ -57,7 +57,7 @@ impl ManagementServer {
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start_again(&mut self, address: &str, more: &[&str]) -> anyhow::Result<()> {
+    pub async fn start_again(&mut self, address: &str, more: &[String]) -> anyhow::Result<()> {
         let serve = self
             .command()
             .args([
