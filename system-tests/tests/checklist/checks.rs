@@ -47,7 +47,7 @@ pub(crate) const ITEMS: [&str; 41] = [
     "item_32_a_router_has_its_addresses_route_ports_and_forwards",
     "item_33_router_commands_answer_in_the_forms_that_servers_parse",
     "item_34_router_configuration_is_refused_honestly_until_there_is_a_router",
-    "item_35_nics_are_plugged_in_and_out_of_a_vpc_router",
+    "item_35_nics_plugged_into_a_vpc_router_are_usable_and_keep_their_names",
     "item_36_dnsmasq_and_haproxy_run_where_they_should_with_their_pid_files",
     "item_37_a_read_only_file_system_is_noticed",
     "item_38_diagnostics_have_three_parts",

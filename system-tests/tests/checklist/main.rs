@@ -13,6 +13,7 @@
 mod board;
 mod checks;
 mod scenarios;
+mod steps;
 
 use std::process::ExitCode;
 use std::sync::Arc;

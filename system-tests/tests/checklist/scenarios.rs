@@ -4,10 +4,15 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::board::{Lane, Report};
 use crate::checks::{Check, ITEMS};
-use Check::Item;
+use Check::{BadLine, Item, Ports};
 
+mod bad;
+mod cpvm;
 mod disk;
+mod pure;
+mod router;
 mod ssvm;
+mod types;
 
 /// A VM, or a few, and what is done to them.
 pub(crate) struct Scenario {
@@ -18,7 +23,7 @@ pub(crate) struct Scenario {
 }
 
 /// The longest first.
-pub(crate) static SCENARIOS: [Scenario; 2] = [
+pub(crate) static SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "disk",
         checks: &[Item(3), Item(7), Item(8), Item(9), Item(10)],
@@ -26,8 +31,80 @@ pub(crate) static SCENARIOS: [Scenario; 2] = [
     },
     Scenario {
         name: "ssvm",
-        checks: &[Item(1), Item(2), Item(4), Item(5), Item(7), Item(12), Item(13)],
+        checks: &[
+            Item(1),
+            Item(2),
+            Item(4),
+            Item(5),
+            Item(7),
+            Item(12),
+            Item(13),
+            Item(14),
+            Item(15),
+            Item(16),
+            Item(17),
+            Item(18),
+            Item(19),
+            Item(20),
+            Item(21),
+            Item(22),
+            Item(23),
+            Item(24),
+            Item(26),
+            Item(27),
+            Item(29),
+            Item(30),
+            Item(31),
+            Item(38),
+            Item(39),
+            Ports,
+        ],
         run: |report, lane| Box::pin(ssvm::run(report, lane)),
+    },
+    Scenario {
+        name: "cpvm",
+        checks: &[Item(25), Item(26), Item(27), Item(28), Ports],
+        run: |report, lane| Box::pin(cpvm::run(report, lane)),
+    },
+    Scenario {
+        name: "router",
+        checks: &[
+            Item(11),
+            Item(21),
+            Item(26),
+            Item(32),
+            Item(33),
+            Item(34),
+            Item(36),
+            Item(37),
+            Ports,
+        ],
+        run: |report, lane| Box::pin(router::run(report, lane)),
+    },
+    Scenario {
+        name: "bad",
+        checks: &[BadLine],
+        run: |report, lane| Box::pin(bad::run(report, lane)),
+    },
+    Scenario {
+        name: "vpc",
+        checks: &[Item(26), Item(35), Ports],
+        run: |report, lane| Box::pin(types::vpc(report, lane)),
+    },
+    Scenario {
+        name: "dhcp-server",
+        checks: &[Item(7), Item(26), Item(36), Ports],
+        run: |report, lane| Box::pin(types::dhcp_server(report, lane)),
+    },
+    Scenario {
+        name: "load-balancer",
+        checks: &[Item(26), Item(36), Ports],
+        run: |report, lane| Box::pin(types::load_balancer(report, lane)),
+    },
+    Scenario {
+        name: "pure",
+        checks: &[Item(6), Item(41)],
+        run: |report, lane| Box::pin(pure::run(report, lane)),
     },
 ];
 

@@ -52,7 +52,9 @@ pub(crate) async fn configure(vm: &Booted, site: &Site, line: &str, control: &st
 pub(crate) async fn ready(host: &Ssh) -> anyhow::Result<Duration> {
     let started = Instant::now();
     eventually("boot_up_done", BOOT_LIMIT, async || {
-        host.run("test -e /var/cache/cloud/boot_up_done").await.map_err(Into::into)
+        host.run("test -e /var/cache/cloud/boot_up_done")
+            .await
+            .map_err(Into::into)
     })
     .await?;
     Ok(started.elapsed())
@@ -105,10 +107,7 @@ pub(crate) async fn units_are(host: &Ssh, wanted: &[(&str, bool)]) -> anyhow::Re
         let is_active = async || {
             let state = host.exec(&format!("systemctl is-active {unit}"), b"").await?;
             let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
-            ensure!(
-                (state == "active") == *is_wanted,
-                "the unit {unit} is {state:?}"
-            );
+            ensure!((state == "active") == *is_wanted, "the unit {unit} is {state:?}");
             Ok(())
         };
         if *is_wanted {
@@ -126,7 +125,10 @@ pub(crate) async fn only_open(site: &Site, addresses: &[&str], wanted: &[&str], 
     let found = scan::ports(&site.net, addresses).await?;
     let shown: Vec<_> = found.iter().map(ToString::to_string).collect();
     let is_allowed = |port: &&String| {
-        let is_in = |list: &[&str]| list.iter().any(|known| port.strip_prefix(known).is_some_and(|rest| rest.starts_with(' ')));
+        let is_in = |list: &[&str]| {
+            list.iter()
+                .any(|known| port.strip_prefix(known).is_some_and(|rest| rest.starts_with(' ')))
+        };
         !is_in(wanted) && !is_in(maybe)
     };
     let too_many: Vec<_> = shown.iter().filter(is_allowed).collect();

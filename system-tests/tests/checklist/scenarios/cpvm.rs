@@ -104,7 +104,10 @@ async fn public_routes(host: &Ssh) -> anyhow::Result<()> {
         "172.16.0.0/12 via 192.0.2.1 dev eth1",
         "192.168.0.0/16 via 192.0.2.1 dev eth1",
     ] {
-        ensure!(routes.lines().any(|line| line.starts_with(wanted)), "no route {wanted:?} in\n{routes}");
+        ensure!(
+            routes.lines().any(|line| line.starts_with(wanted)),
+            "no route {wanted:?} in\n{routes}"
+        );
     }
     Ok(())
 }
@@ -117,7 +120,10 @@ async fn private_routes(host: &Ssh) -> anyhow::Result<()> {
         for unwanted in ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "203.0.113.0/24"] {
             ensure!(!has(unwanted), "there is a route to {unwanted}: {routes}");
         }
-        ensure!(has("198.51.100.0/24 via 192.0.2.1 dev eth1"), "no route of mgmtcidr: {routes}");
+        ensure!(
+            has("198.51.100.0/24 via 192.0.2.1 dev eth1"),
+            "no route of mgmtcidr: {routes}"
+        );
         Ok(())
     })
     .await

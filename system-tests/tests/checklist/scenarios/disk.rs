@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use system_tests::site::{Example, Site};
-use system_tests::vm::{BOOT_LIMIT, Booted, Format, Ssh, Vm};
+use system_tests::vm::{BOOT_LIMIT, Booted, Ssh};
 
 use crate::board::{Lane, Report};
+use crate::steps::{like, ready};
 
 /// Appliance.md §14, items 3, 7, 9.
 const LATE: Duration = Duration::from_mins(3);
@@ -22,11 +23,7 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let site = Site::new().await?;
     let host = Ssh::new(&site.net, VM.control()).await?;
     let line = VM.line(&host)?;
-    let mut vm = Vm::new(Format::Qcow2).net(&site.net).disk_gib(8).may_reboot();
-    for nic in VM.nics() {
-        vm = vm.nic(nic);
-    }
-    let vm = vm.boot().await?;
+    let vm = like(VM, &site).disk_gib(8).may_reboot().boot().await?;
     vm.up().await?;
     report.wait_idle(&mut lane, LATE).await;
     let waits = async {
@@ -90,16 +87,8 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits for the end of the boot, over ssh.
 async fn is_ready(vm: &Booted, host: &Ssh) -> anyhow::Result<()> {
-    let started = Instant::now();
-    while host.run("test -e /var/cache/cloud/boot_up_done").await.is_err() {
-        ensure!(
-            started.elapsed() < BOOT_LIMIT,
-            "boot_up_done is not there after {BOOT_LIMIT:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    ready(host).await?;
     vm.up().await
 }
 

@@ -64,7 +64,9 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     report.item(33, &vm, commands::answer(&host)).await;
     report.item(34, &vm, commands::configuration_is_refused(&host)).await;
-    report.item(37, &vm, commands::a_read_only_file_system_is_noticed(&host)).await;
+    report
+        .item(37, &vm, commands::a_read_only_file_system_is_noticed(&host))
+        .await;
     let ports = async {
         let addresses = ["10.1.1.1", VM.control(), "203.0.113.31"];
         let wanted = ["169.254.3.7 tcp/3922", "10.1.1.1 tcp/53"];
@@ -78,8 +80,13 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
 
 async fn is_well(vm: &Booted) -> anyhow::Result<()> {
     vm.up().await?;
-    let kernel = vm.text(&["journalctl", "--boot", "--dmesg", "--quiet", "--output=cat"]).await?;
-    let bad: Vec<_> = kernel.lines().filter(|line| line.contains("Out of memory") || line.contains("oom-kill")).collect();
+    let kernel = vm
+        .text(&["journalctl", "--boot", "--dmesg", "--quiet", "--output=cat"])
+        .await?;
+    let bad: Vec<_> = kernel
+        .lines()
+        .filter(|line| line.contains("Out of memory") || line.contains("oom-kill"))
+        .collect();
     ensure!(bad.is_empty(), "the memory did not suffice: {bad:?}");
     let driver = vm.text(&["readlink", "/sys/class/net/eth0/device/driver"]).await?;
     ensure!(driver.trim().ends_with("/e1000"), "eth0 is driven by {driver}");
@@ -88,8 +95,15 @@ async fn is_well(vm: &Booted) -> anyhow::Result<()> {
 
 async fn is_a_router(site: &Site, host: &Ssh) -> anyhow::Result<()> {
     let addresses = host.run("ip -brief -4 address").await?;
-    let addresses: Vec<Vec<&str>> = addresses.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
-    for (device, address) in [("eth0", "10.1.1.1/24"), ("eth1", "169.254.3.7/16"), ("eth2", "203.0.113.31/24")] {
+    let addresses: Vec<Vec<&str>> = addresses
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect())
+        .collect();
+    for (device, address) in [
+        ("eth0", "10.1.1.1/24"),
+        ("eth1", "169.254.3.7/16"),
+        ("eth2", "203.0.113.31/24"),
+    ] {
         let wanted = vec![device, "UP", address];
         ensure!(addresses.contains(&wanted), "no {wanted:?} in {addresses:?}");
     }
@@ -104,7 +118,11 @@ async fn is_a_router(site: &Site, host: &Ssh) -> anyhow::Result<()> {
         ("10.1.1.1", 3922, false),
         ("203.0.113.31", 3922, false),
     ] {
-        ensure!(site.is_open(address, port)? == is_open, "{address} port {port}: open is {}", !is_open);
+        ensure!(
+            site.is_open(address, port)? == is_open,
+            "{address} port {port}: open is {}",
+            !is_open
+        );
     }
     Ok(())
 }

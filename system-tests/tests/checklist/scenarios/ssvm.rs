@@ -4,6 +4,8 @@ mod access;
 mod patching;
 mod service;
 
+pub(crate) use patching::version;
+
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;

@@ -43,7 +43,12 @@ async fn nics_come_and_go(report: &Report, site: &Site, host: &Ssh, vm: &Booted)
     ] {
         let started = Instant::now();
         plug(vm, device, &Nic::on(bridge, mac)).await?;
-        exits(host, &format!("ip address add {address}/24 dev {device} && ip link set {device} up"), 0).await?;
+        exits(
+            host,
+            &format!("ip address add {address}/24 dev {device} && ip link set {device} up"),
+            0,
+        )
+        .await?;
         // The rest of a configuration would be its firewall; an answer to ARP is enough to see that it is the right NIC.
         let took = started.elapsed();
         report.took(&format!("{device} plugged in to usable"), took);
@@ -90,7 +95,12 @@ pub(crate) async fn load_balancer(report: Report, _lane: Lane) -> anyhow::Result
     let (site, host, vm) = start(Example::LoadBalancer).await?;
     // Its network is another one than that of the other examples.
     site.net.ip("address add 10.10.1.1/24 dev guest").await?;
-    let services = [("haproxy", true), ("dnsmasq", false), ("cloud", false), ("keepalived", false)];
+    let services = [
+        ("haproxy", true),
+        ("dnsmasq", false),
+        ("cloud", false),
+        ("keepalived", false),
+    ];
     report.item(36, &vm, units_are(&host, &services)).await;
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     let ports = only_open(&site, &["10.10.1.250", "169.254.77.1"], &["169.254.77.1 tcp/3922"], &[]);

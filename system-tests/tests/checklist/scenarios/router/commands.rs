@@ -38,14 +38,21 @@ pub(super) async fn answer(host: &Ssh) -> anyhow::Result<()> {
     exits(host, &format!("{BIN}/manage_service.sh restart haproxy"), 0).await?;
     let state = exits(host, "systemctl is-active haproxy", 0).await?;
     ensure!(state == "active\n", "haproxy is {state}");
-    let unknown = host.exec(&format!("{BIN}/manage_service.sh restart nothing-like-this"), b"").await?;
+    let unknown = host
+        .exec(&format!("{BIN}/manage_service.sh restart nothing-like-this"), b"")
+        .await?;
     ensure!(!unknown.status.success(), "a unit that is not there can be restarted");
     Ok(())
 }
 
 /// Sum of sent and of received bytes: NetworkUsageCommand's parser takes pairs.
 fn usage(said: &str) -> Option<(u64, u64)> {
-    let numbers: Option<Vec<u64>> = said.trim().strip_suffix(':')?.split(':').map(|number| number.parse().ok()).collect();
+    let numbers: Option<Vec<u64>> = said
+        .trim()
+        .strip_suffix(':')?
+        .split(':')
+        .map(|number| number.parse().ok())
+        .collect();
     let numbers = numbers?;
     if numbers.len() % 2 != 0 {
         return None;
@@ -70,13 +77,21 @@ fn monitor_results(said: &str) -> anyhow::Result<()> {
                 "{name} is {status:?}"
             );
             for number in ["lastUpdate", "lastRunDuration"] {
-                let text = check[number].as_str().with_context(|| format!("{name} has no {number}"))?;
-                text.parse::<u64>().with_context(|| format!("{name}: {number} is {text:?}"))?;
+                let text = check[number]
+                    .as_str()
+                    .with_context(|| format!("{name} has no {number}"))?;
+                text.parse::<u64>()
+                    .with_context(|| format!("{name}: {number} is {text:?}"))?;
             }
             ensure!(check["message"].is_string(), "{name} has no message");
         }
-        let last = &checks.get("lastRun").with_context(|| format!("{part} has no lastRun"))?;
-        ensure!(last["start"].is_string() && last["duration"].is_string(), "{part}: lastRun is {last}");
+        let last = &checks
+            .get("lastRun")
+            .with_context(|| format!("{part} has no lastRun"))?;
+        ensure!(
+            last["start"].is_string() && last["duration"].is_string(),
+            "{part}: lastRun is {last}"
+        );
     }
     Ok(())
 }
@@ -91,7 +106,10 @@ pub(super) async fn configuration_is_refused(host: &Ssh) -> anyhow::Result<()> {
         let said = host.exec(&format!("{BIN}/{command}"), b"").await?;
         ensure!(said.status.code() == Some(1), "`{command}` ends with {}", said.status);
         let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), said.stderr);
-        ensure!(text.trim().lines().count() == 1 && text.len() > 20, "`{command}` says {text:?}");
+        ensure!(
+            text.trim().lines().count() == 1 && text.len() > 20,
+            "`{command}` says {text:?}"
+        );
     }
     let after = host.run("nft list ruleset | sha256sum; ip address | sha256sum").await?;
     ensure!(before == after, "something was changed");
@@ -104,5 +122,7 @@ pub(super) async fn a_read_only_file_system_is_noticed(host: &Ssh) -> anyhow::Re
     exits(host, "umount /root", 0).await?;
     let said = said?;
     ensure!(said.contains("Read-only file system"), "it says {said:?}");
-    exits(host, &format!("{BIN}/filesystem_writable_check.py"), 0).await.map(drop)
+    exits(host, &format!("{BIN}/filesystem_writable_check.py"), 0)
+        .await
+        .map(drop)
 }
