@@ -17,6 +17,7 @@
 //! | [`booted`] | a running VM: its console, monitor, guest agent, ports |
 //! | [`guest_agent`] | the client of the guest agent |
 //! | [`ssh`] | the host's way into a VM, over a network |
+//! | [`scan`] | which ports of a VM are open |
 //! | [`snapshot`] | VMs that start within seconds because they have booted before |
 //! | `evidence` | what is kept of a VM whose test fails |
 //!
@@ -39,6 +40,7 @@ pub mod booted;
 pub mod guest_agent;
 pub mod hardware;
 pub mod network;
+pub mod scan;
 pub mod snapshot;
 pub mod ssh;
 

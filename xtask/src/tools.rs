@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 39] = [
+pub(crate) const ALL: [Tool; 41] = [
     CC,
     LIBC,
     Tool {
@@ -140,6 +140,16 @@ pub(crate) const ALL: [Tool; 39] = [
         sign: Program("scp"),
         source: Debian("openssh-client"),
         why: "is how a host logs in to a VM, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/dnsmasq"),
+        source: Debian("dnsmasq-base"),
+        why: "is the resolver of a zone, in tests",
+    },
+    Tool {
+        sign: Program("nmap"),
+        source: Debian("nmap"),
+        why: "looks for open ports of VMs, in tests",
     },
     Tool {
         sign: Program("cpio"),
@@ -428,9 +438,10 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
-             dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime rpcbind nfs-ganesha nfs-ganesha-vfs",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base \
+             nmap cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime rpcbind \
+             nfs-ganesha nfs-ganesha-vfs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
