@@ -96,6 +96,8 @@ async fn units_of_ours_are_sandboxed() {
         ("cs-host-key@", 15),
         ("cs-patchd", 11),
         ("cs-ssvm", 33),
+        ("cs-upgrade", 23),
+        ("cs-upgrade-check", 11),
     ];
     let found = fs::read_dir(overlay(UNITS))
         .unwrap()

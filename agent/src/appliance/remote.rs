@@ -16,7 +16,7 @@ mod version;
 /// Where the names are.
 pub const DIRECTORY: &str = "/opt/cloud/bin";
 /// What they are links to.
-pub const PROGRAM: &str = "/usr/lib/sysvm/bin/agent";
+pub const PROGRAM: &str = "/usr/lib/sysvm/current/agent";
 
 /// One name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +186,9 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("\"opt/cloud/bin/")?.split_once("\" = "))
             .collect();
-        let wanted = names().into_iter().map(|name| (name, "\"/usr/lib/sysvm/bin/agent\""));
+        let wanted = names()
+            .into_iter()
+            .map(|name| (name, "\"/usr/lib/sysvm/current/agent\""));
         assert_eq!(links, wanted.collect());
     }
 
