@@ -100,7 +100,7 @@ fn commands_become_lines_of_sh_and_other_modules_are_named() {
         Some("#!/bin/sh\necho \"$HOME\" > /tmp/x\n'echo' 'it'\\''s' '7' 'true'\n")
     );
     assert_eq!(config.ignored, ["packages", "users"]);
-    assert_eq!(super::tests::config("#cloud-config\n").script, None);
+    assert_eq!(tests::config("#cloud-config\n").script, None);
 }
 
 #[test]
