@@ -50,9 +50,9 @@ async fn main() -> ExitCode {
     }
     crypto::install();
     match cli.command {
-        Command::Boot(args) => boot::run(&args),
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
+        Command::Boot(args) => boot::run(args).await,
         Command::Cmdline(args) => cmdline::run(&args),
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,
