@@ -138,6 +138,7 @@ impl Plan {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde calls it so")]
 fn hidden<T, S: Serializer>(secret: &Option<Secret<T>>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(|_secret| "***").serialize(serializer)
 }

@@ -83,10 +83,7 @@ impl Machine {
     }
 
     pub(crate) async fn rules(&self) -> String {
-        self.run(Cmd::new("nft").args(["list", "ruleset"]))
-            .await
-            .text()
-            .to_owned()
+        self.run(Cmd::new("nft").args(["list", "ruleset"])).await.text()
     }
 
     /// Calls `work` on a thread that is inside. Sockets made there stay inside wherever they are used then.
