@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
     logging::init();
     crypto::install();
     match cli.command {
-        Command::Boot(args) => boot::run(&args),
+        Command::Boot(args) => boot::run(args).await,
         Command::Cmdline(args) => cmdline::run(&args),
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),

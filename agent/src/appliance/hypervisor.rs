@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod detect;
+
 /// What the VM runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
