@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 36] = [
+pub(crate) const ALL: [Tool; 39] = [
     CC,
     LIBC,
     Tool {
@@ -235,6 +235,21 @@ pub(crate) const ALL: [Tool; 36] = [
         sign: Program("faketime"),
         source: Debian("faketime"),
         why: "gives an image builder another date, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/dnsmasq"),
+        source: Debian("dnsmasq-base"),
+        why: "judges the configuration that routers start with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/haproxy"),
+        source: Debian("haproxy"),
+        why: "judges the configuration that routers start with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/chronyd"),
+        source: Debian("chrony"),
+        why: "judges the time servers of a VM, in tests",
     },
     RUSTFMT,
     CLIPPY,
