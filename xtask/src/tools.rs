@@ -430,7 +430,8 @@ mod tests {
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
              dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             dnsmasq-base haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];
