@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore, setup};
+use commands::{boot, cmdline, keystore, setup};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
@@ -25,6 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Boot(boot::Boot),
     Cmdline(cmdline::Cmdline),
     Setup(setup::Setup),
     GrowDisk(setup::GrowDisk),
@@ -39,6 +40,7 @@ async fn main() -> ExitCode {
     logging::init();
     crypto::install();
     match cli.command {
+        Command::Boot(args) => boot::run(args).await,
         Command::Cmdline(args) => cmdline::run(&args),
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,

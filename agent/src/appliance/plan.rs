@@ -2,7 +2,9 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`network`] | NICs, addresses, routes, rules, names (§2.3, §5.1) |
+//! | [`network`] | NICs and their addresses (§2.3, §5.1) |
+//! | [`routes`] | routes and rules (§5.1) |
+//! | `names` | name servers and `/etc/hosts` (§5.1) |
 //! | [`firewall`] | what may come in and through, as one table of nftables (§5.2) |
 //! | [`access`] | where sshd listens (§4.3) |
 //! | [`settings`] | kernel settings and services of each type (§5.3, §6) |
@@ -22,12 +24,15 @@ pub mod access;
 pub mod changes;
 pub mod current;
 pub mod firewall;
+mod names;
 pub mod network;
+pub mod routes;
 pub mod settings;
 
 pub use access::SshAccess;
 pub use firewall::Firewall;
-pub use network::{Link, Route, Rule};
+pub use network::Link;
+pub use routes::{Route, Rule};
 pub use settings::Services;
 
 use network::Network;
@@ -91,7 +96,7 @@ pub struct Plan {
 impl Plan {
     /// Decides.
     pub fn of(vm: &SystemVm, hypervisor: Hypervisor) -> Self {
-        let network = Network::of(vm, hypervisor);
+        let network = Network::of(vm);
         let sshd = access::of(vm, hypervisor, &network);
         let mut problems = network.problems.clone();
         if sshd.is_none() {
@@ -103,12 +108,12 @@ impl Plan {
             problems,
             hostname: vm.machine.name.as_ref().map(ToString::to_string),
             nic_macs: vm.machine.nic_macs.clone(),
-            routes: network.routes(vm),
-            rules: network::rules(vm),
-            route_tables: network::route_tables(vm),
-            name_servers: network::name_servers(vm),
-            resolv_conf: network::resolv_conf(vm),
-            hosts: network.hosts(vm),
+            routes: routes::routes(vm, &network),
+            rules: routes::rules(vm),
+            route_tables: routes::route_tables(vm),
+            name_servers: names::name_servers(vm),
+            resolv_conf: names::resolv_conf(vm),
+            hosts: names::hosts(vm, &network),
             sysctl: settings::sysctl(vm, &network.links),
             firewall: Firewall::of(vm, &network, sshd.as_ref()),
             authorized_keys: access::authorized_keys(vm),

@@ -106,7 +106,7 @@ impl Told {
 pub async fn run(root: &Root) -> Result<bool, NoVm> {
     unmark(root);
     let told = Told::read(root)?;
-    let plan = Plan::of(&told.vm, Hypervisor::detect(root).hypervisor);
+    let plan = Plan::of(&told.vm, hypervisor(root));
     fs::create_dir_all(root.path(RUN)).ok();
     let mut steps = Steps {
         progress: Progress::new(root, "setup"),
@@ -118,6 +118,13 @@ pub async fn run(root: &Root) -> Result<bool, NoVm> {
     steps.take_lightly(Step::UserData, do_user_data(root, &told)).await;
     steps.take(Step::Ready, async { mark_ready(root) }).await;
     Ok(steps.is_good)
+}
+
+/// As `agent boot` has found or was told.
+fn hypervisor(root: &Root) -> Hypervisor {
+    let told = files::read_limited(root.path(RUN).join("hypervisor"), MAX_MEMINFO).ok().flatten();
+    let told = String::from_utf8(told.unwrap_or_default()).unwrap_or_default();
+    told.trim().parse().unwrap_or_else(|_| Hypervisor::detect(root).hypervisor)
 }
 
 struct Steps {

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use platform::exec::Cmd;
 use protocol::boot::InterfaceName;
 
 use super::current::{Current, CurrentLink, CurrentRoute, Order};
-use super::network::VPC_TABLES;
+use super::routes::VPC_TABLES;
 use super::{Link, Plan, Route, Rule};
 
 /// A prefix longer than this has no broadcast address: RFC 3021.
@@ -46,6 +47,11 @@ pub(super) fn ip_batch(plan: &Plan, current: &Current) -> String {
     batch.lines
 }
 
+/// Carries out what [`Plan::ip_batch`] says. A line that fails does not keep the others from being tried.
+pub fn command(batch: String) -> Cmd {
+    Cmd::new("ip").args(["-force", "-batch", "-"]).stdin(batch)
+}
+
 impl Plan {
     /// NICs that the plan gives an address and that the machine does not have (yet).
     pub fn missing<'a>(&'a self, current: &Current) -> Vec<&'a InterfaceName> {
@@ -69,6 +75,7 @@ impl Batch {
 
     fn link(&mut self, link: &CurrentLink, wanted: Option<&Link>) {
         let name = &link.name;
+        let mtu = wanted.and_then(|wanted| wanted.mtu);
         let wanted = wanted.filter(|wanted| wanted.up);
         let ipv4 = wanted.and_then(|wanted| wanted.ipv4);
         let ipv6 = wanted.and_then(|wanted| wanted.ipv6);
@@ -95,14 +102,14 @@ impl Batch {
             self.line(format!("address del {net} dev {name}"));
             self.changed.insert(name.clone());
         }
-        let Some(wanted) = wanted else {
+        if let Some(mtu) = mtu.filter(|mtu| u32::from(*mtu) != link.mtu) {
+            self.line(format!("link set dev {name} mtu {mtu}"));
+        }
+        if wanted.is_none() {
             if link.is_up {
                 self.line(format!("link set dev {name} down"));
             }
             return;
-        };
-        if let Some(mtu) = wanted.mtu.filter(|mtu| u32::from(*mtu) != link.mtu) {
-            self.line(format!("link set dev {name} mtu {mtu}"));
         }
         if let Some(net) = ipv4.filter(|_| !has_ipv4 && !is_dhcp) {
             let broadcast = if net.prefix_len() <= LONGEST_WITH_BROADCAST {

@@ -1,27 +1,15 @@
-//! NICs, addresses, routes, rules, names. Facts: appliance.md §2.3 and §5.1.
+//! NICs and their addresses. Facts: appliance.md §2.3 and §5.1.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
+use indexmap::IndexSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use protocol::boot::{BootProtocol, InterfaceName, Machine, Role, SecondaryStorage, SystemVm, VirtualRouter};
+use protocol::boot::{BootProtocol, InterfaceName, Role, SecondaryStorage, SystemVm, VirtualRouter};
 use serde::Serialize;
 
 use super::super::hypervisor::Hypervisor;
-
-/// Where guests' programs look for the name of their router's data server (§5.1).
-const DATA_SERVER: &str = "data-server";
-/// Routing tables of a VPC router (§5.1), by number.
-pub(super) const VPC_TABLES: [(u32, &str); 2] = [(251, "static_route_back"), (252, "static_route")];
-/// Of the first rule; the other one follows it. Before the kernel's own for `main`, 32766.
-const RULE_PRIORITY: u32 = 1000;
-/// Networks nobody routes on the Internet, as §5.1 lists them.
-const PRIVATE: [(Ipv4Addr, u8); 3] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-];
+use super::routes;
 
 /// What a NIC is for (§2.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,46 +56,20 @@ impl Link {
         self.ipv4.filter(|_| self.up).map(|net| net.addr())
     }
 
-    fn has_on_link(&self, address: IpAddr) -> bool {
+    pub(super) fn has_on_link(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4.is_some_and(|net| net.contains(&address)),
             IpAddr::V6(address) => self.ipv6.is_some_and(|net| net.contains(&address)),
         }
     }
 
-    fn is_network(&self, net: IpNet) -> bool {
+    pub(super) fn is_network(&self, net: IpNet) -> bool {
         self.up
             && match net {
                 IpNet::V4(net) => self.ipv4.is_some_and(|own| own.trunc() == net),
                 IpNet::V6(net) => self.ipv6.is_some_and(|own| own.trunc() == net),
             }
     }
-}
-
-/// A route of the main table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Route {
-    /// A network of prefix length 0 is the default route.
-    pub to: IpNet,
-    /// The gateway.
-    pub via: IpAddr,
-    /// The NIC.
-    pub link: InterfaceName,
-    /// The gateway is in none of the NIC's networks, and is to be believed a neighbour all the same.
-    pub onlink: bool,
-    /// What for.
-    pub why: &'static str,
-}
-
-/// A rule of policy routing: what comes from a network is looked up in a table of its own first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Rule {
-    /// Its place among the rules.
-    pub priority: u32,
-    /// Source addresses.
-    pub from: Ipv4Net,
-    /// The table's number.
-    pub table: u32,
 }
 
 /// The NICs, and what can be asked of all of them.
@@ -118,7 +80,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn of(vm: &SystemVm, hypervisor: Hypervisor) -> Self {
+    pub(super) fn of(vm: &SystemVm) -> Self {
         let machine = &vm.machine;
         let mut links: BTreeMap<u8, Link> = machine
             .nics
@@ -152,12 +114,12 @@ impl Network {
             links: links.into_values().collect(),
             problems: Vec::new(),
         };
-        network.problems = network.judge(vm, hypervisor);
+        network.problems = network.judge(vm);
         network
     }
 
     /// What the boot arguments ask for and cannot work.
-    fn judge(&self, vm: &SystemVm, hypervisor: Hypervisor) -> Vec<String> {
+    fn judge(&self, vm: &SystemVm) -> Vec<String> {
         let mut problems = Vec::new();
         for (at, link) in self.links.iter().enumerate() {
             let same = |other: &&Link| other.ipv4.is_some() && other.address() == link.address();
@@ -170,19 +132,20 @@ impl Network {
                 ));
             }
         }
+        let waits = |link: &Link| link.dhcp || !link.up && link.ipv4.is_some();
         if let Some(gateway) = vm.machine.gateway
-            && !is_redundant(vm)
             && !matches!(vm.role, Role::VpcRouter(_))
-            && !self.links.iter().any(|link| link.dhcp)
-            && self.default_link(vm).is_none()
+            && !self.links.iter().any(waits)
+            && routes::default_link(vm, self).is_none()
         {
             problems.push(format!(
                 "gateway={gateway}: no NIC with an address leads there, so there is no default route"
             ));
         }
-        if !vm.machine.nic_macs.is_empty() && hypervisor == Hypervisor::Kvm {
-            // Servers send this for VMware and Hyper-V only; it is done all the same.
-            problems.push("nic_macs: not expected on KVM, where the order of the NICs is right".to_owned());
+        if let Some(gateway) = vm.machine.gateway.filter(|gateway| self.is_own((*gateway).into())) {
+            problems.push(format!(
+                "gateway={gateway}: this is an address of the VM itself, so there is no default route"
+            ));
         }
         problems
     }
@@ -202,145 +165,20 @@ impl Network {
         self.usable(2).or_else(|| self.usable(1))
     }
 
-    /// All routes, none twice.
-    pub(super) fn routes(&self, vm: &SystemVm) -> Vec<Route> {
-        let machine = &vm.machine;
-        let mut routes = Vec::new();
-        let mut add = |to: IpNet, via: IpAddr, link: &Link, why: &'static str| {
-            // The kernel has one route for a network. That to neighbours is there already, and better.
-            let is_there = self.links.iter().any(|link| link.is_network(to));
-            let is_planned = routes.iter().any(|route: &Route| route.to == to);
-            if is_there || is_planned || !link.up || link.dhcp {
-                return;
-            }
-            routes.push(Route {
-                to,
-                via,
-                link: link.name.clone(),
-                onlink: !link.has_on_link(via) && !is_link_local(via),
-                why,
-            });
-        };
-        if !is_redundant(vm)
-            && !matches!(vm.role, Role::VpcRouter(_))
-            && let Some(link) = self.default_link(vm)
-        {
-            if let Some(gateway) = machine.gateway.filter(|_| link.ipv4.is_some()) {
-                add(Ipv4Net::default().into(), gateway.into(), link, "default");
-            }
-            if let Some(gateway) = machine.gateway6.filter(|_| link.ipv6.is_some()) {
-                add(Ipv6Net::default().into(), gateway.into(), link, "default");
-            }
-        }
-        let by_pod = if matches!(vm.role, Role::VpcRouter(_)) { 0 } else { 1 };
-        if let Some((gateway, link)) = machine.local_gateway.zip(self.usable(by_pod)) {
-            for net in &machine.management_nets {
-                add(net.trunc().into(), gateway.into(), link, "management");
-            }
-            if has_agent(vm)
-                && self
-                    .public()
-                    .and_then(Link::address)
-                    .is_some_and(|own| !is_private(own))
-            {
-                for (address, len) in PRIVATE {
-                    let net = Ipv4Net::new(address, len).expect("a prefix length of IPv4");
-                    add(net.into(), gateway.into(), link, "private networks");
-                }
-            }
-        }
-        if let Role::SecondaryStorage(storage) = &vm.role
-            && let Some((gateway, link)) = self.storage(storage)
-        {
-            for store in addresses(&storage.stores) {
-                if !self.is_neighbour(store) {
-                    add(Ipv4Net::from(store).into(), gateway.into(), link, "storage");
-                }
-            }
-        }
-        self.add_internal(vm, &mut routes);
-        routes
-    }
-
-    /// Single addresses inside: stock's agent adds these when it starts (§5.1). What a route of ours or a neighbour's
-    /// covers needs none.
-    fn add_internal(&self, vm: &SystemVm, routes: &mut Vec<Route>) {
-        let agent = match &vm.role {
-            Role::SecondaryStorage(storage) => &storage.agent,
-            Role::ConsoleProxy(proxy) => &proxy.agent,
-            _ => return,
-        };
-        let Some((gateway, link)) = vm
-            .machine
-            .local_gateway
-            .zip(self.usable(1))
-            .filter(|(_, link)| !link.dhcp)
-        else {
-            return;
-        };
-        let servers = addresses(&agent.hosts.hosts).map(|address| (address, "management server"));
-        let resolvers = vm.machine.internal_dns.iter().map(|address| (*address, "internal DNS"));
-        for (address, why) in servers.chain(resolvers) {
-            let is_routed = |route: &Route| route.to.prefix_len() != 0 && route.to.contains(&IpAddr::V4(address));
-            if self.is_neighbour(address) || address.is_loopback() || routes.iter().any(is_routed) {
-                continue;
-            }
-            routes.push(Route {
-                to: Ipv4Net::from(address).into(),
-                via: gateway.into(),
-                link: link.name.clone(),
-                onlink: !link.has_on_link(gateway.into()),
-                why,
-            });
-        }
-    }
-
-    fn is_neighbour(&self, address: Ipv4Addr) -> bool {
+    /// Whether a NIC that is up has the address in its network.
+    pub(super) fn is_neighbour(&self, address: Ipv4Addr) -> bool {
         self.links
             .iter()
             .any(|link| link.up && link.has_on_link(address.into()))
     }
 
-    fn storage(&self, storage: &SecondaryStorage) -> Option<(Ipv4Addr, &Link)> {
-        let nic = storage.storage.as_ref()?;
-        let link = self
-            .links
-            .iter()
-            .find(|link| link.address() == Some(nic.address.addr()))?;
-        Some((nic.gateway?, link))
-    }
-
-    /// Where the default route leaves (§5.1): `eth2` if the type has one, else `eth0`. If that has no address, the NIC
-    /// that has the gateway as its neighbour.
-    fn default_link(&self, vm: &SystemVm) -> Option<&Link> {
-        let index = match vm.role {
-            Role::SecondaryStorage(_) | Role::ConsoleProxy(_) | Role::Router(_) => 2,
-            _ => 0,
+    /// Whether it is an address of ours.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        let has = |link: &Link| {
+            link.ipv4.map(|net| IpAddr::V4(net.addr())) == Some(address)
+                || link.ipv6.map(|net| IpAddr::V6(net.addr())) == Some(address)
         };
-        let usual = self.link(index).filter(|link| link.up);
-        usual.or_else(|| {
-            let gateway = vm.machine.gateway?;
-            self.links
-                .iter()
-                .find(|link| link.up && link.has_on_link(gateway.into()))
-        })
-    }
-
-    /// `/etc/hosts` (§5.1).
-    pub(super) fn hosts(&self, vm: &SystemVm) -> String {
-        let own = match vm.role {
-            Role::SecondaryStorage(_) | Role::ConsoleProxy(_) => self.public().and_then(Link::address),
-            Role::VpcRouter(_) => None,
-            _ => self.usable(0).and_then(Link::address),
-        };
-        let name = vm.machine.name.as_ref().map_or("sysvm", |name| name.as_str());
-        let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        let address = own.unwrap_or(Ipv4Addr::LOCALHOST);
-        writeln!(hosts, "{address}\t{name}").expect("a String takes everything");
-        if let (Role::Router(_) | Role::DhcpServer(_), Some(own)) = (&vm.role, own) {
-            writeln!(hosts, "{own}\t{DATA_SERVER}").expect("a String takes everything");
-        }
-        hosts
+        self.links.iter().any(has)
     }
 
     pub(super) fn gratuitous_arp(&self) -> Vec<(InterfaceName, Ipv4Addr)> {
@@ -427,76 +265,6 @@ pub(super) fn is_redundant(vm: &SystemVm) -> bool {
     routing(vm).is_some_and(|routing| routing.redundancy.is_some())
 }
 
-/// As §5.1 means it.
-fn is_private(address: Ipv4Addr) -> bool {
-    address.is_private() || address.is_loopback()
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-/// Those of a list of hosts that are addresses: names are resolved by whoever connects.
-fn addresses(hosts: &[String]) -> impl Iterator<Item = Ipv4Addr> {
-    hosts.iter().filter_map(|host| host.parse().ok())
-}
-
-/// A VPC router looks into the tables of its static routes first (§5.1).
-pub(super) fn rules(vm: &SystemVm) -> Vec<Rule> {
-    let Role::VpcRouter(router) = &vm.role else {
-        return Vec::new();
-    };
-    let from = router.vpc_net.map(|net| net.trunc());
-    let rules = VPC_TABLES
-        .iter()
-        .zip(RULE_PRIORITY..)
-        .map(|((table, _name), priority)| (priority, *table));
-    from.into_iter()
-        .flat_map(|from| {
-            rules
-                .clone()
-                .map(move |(priority, table)| Rule { priority, from, table })
-        })
-        .collect()
-}
-
-pub(super) fn route_tables(vm: &SystemVm) -> BTreeMap<u32, &'static str> {
-    match vm.role {
-        Role::VpcRouter(_) => BTreeMap::from(VPC_TABLES),
-        _ => BTreeMap::new(),
-    }
-}
-
-/// Internal first (§5.1); none twice.
-pub(super) fn name_servers(vm: &SystemVm) -> Vec<IpAddr> {
-    let Machine {
-        internal_dns,
-        dns,
-        dns6,
-        ..
-    } = &vm.machine;
-    let ipv4 = internal_dns.iter().chain(dns).copied().map(IpAddr::V4);
-    let ipv6 = dns6.iter().copied().map(|address: Ipv6Addr| IpAddr::V6(address));
-    let mut servers = Vec::new();
-    for server in ipv4.chain(ipv6) {
-        if !servers.contains(&server) {
-            servers.push(server);
-        }
-    }
-    servers
-}
-
-pub(super) fn resolv_conf(vm: &SystemVm) -> String {
-    let mut text = String::from("# From the boot arguments, by `agent boot`.\n");
-    for server in name_servers(vm) {
-        writeln!(text, "nameserver {server}").expect("a String takes everything");
-    }
-    text
-}
-
 /// §3.4: both gateways, and the first address of each management network.
 pub(super) fn keep_alive_ping(vm: &SystemVm, hypervisor: Hypervisor) -> Vec<Ipv4Addr> {
     if !hypervisor.needs_ping() {
@@ -504,14 +272,7 @@ pub(super) fn keep_alive_ping(vm: &SystemVm, hypervisor: Hypervisor) -> Vec<Ipv4
     }
     let machine = &vm.machine;
     let first = |net: &Ipv4Net| net.hosts().next();
-    let mut peers: Vec<_> = machine.gateway.into_iter().chain(machine.local_gateway).collect();
-    peers.extend(machine.management_nets.iter().filter_map(first));
-    let mut seen = Vec::new();
-    peers.retain(|peer| {
-        !seen.contains(peer) && {
-            seen.push(*peer);
-            true
-        }
-    });
-    peers
+    let gateways = machine.gateway.into_iter().chain(machine.local_gateway);
+    let peers = gateways.chain(machine.management_nets.iter().filter_map(first));
+    peers.collect::<IndexSet<_>>().into_iter().collect()
 }

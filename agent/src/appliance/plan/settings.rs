@@ -6,6 +6,7 @@ use protocol::boot::{Role, SystemVm};
 use serde::Serialize;
 
 use super::super::hypervisor::Hypervisor;
+use super::names;
 use super::network::{self, Link, Traffic};
 
 /// Every unit that some type runs and the image does not start by itself.
@@ -99,7 +100,7 @@ pub(super) fn files(vm: &SystemVm) -> BTreeMap<&'static str, String> {
         files.insert("/root/vncport", format!("{}\n", proxy.console_port));
     }
     if network::routing(vm).is_some() {
-        files.insert("/etc/dnsmasq-resolv.conf", network::resolv_conf(vm));
+        files.insert("/etc/dnsmasq-resolv.conf", names::resolv_conf(vm));
     }
     files
 }
