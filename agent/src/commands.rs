@@ -2,4 +2,5 @@
 
 pub(crate) mod check;
 pub(crate) mod cmdline;
+pub(crate) mod guest_channel;
 pub(crate) mod keystore;

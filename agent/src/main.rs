@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{check, cmdline, keystore};
+use commands::{check, cmdline, guest_channel, keystore};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 3] = ["keystore-setup", "keystore-cert-import", "ssvm-check.sh"];
@@ -29,6 +29,7 @@ enum Command {
     #[command(name = "ssvm-check.sh")]
     SsvmCheck(check::SsvmCheck),
     Cmdline(cmdline::Cmdline),
+    GuestChannel(guest_channel::GuestChannel),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
 }
@@ -42,6 +43,7 @@ async fn main() -> ExitCode {
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
+        Command::GuestChannel(args) => guest_channel::run(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
     }
