@@ -7,6 +7,7 @@
 //! | [`addresses`] | which addresses this machine has now |
 //! | [`check`] | is this VM well, and if not, what is to be done |
 //! | [`guest_channel`] | what a host and a VM tell each other before there is any network |
+//! | [`screen`] | what a person at the console sees |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 
 pub mod addresses;
@@ -14,3 +15,4 @@ pub mod check;
 pub mod guest_channel;
 pub mod progress;
 pub mod root;
+pub mod screen;

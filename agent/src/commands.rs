@@ -4,3 +4,4 @@ pub(crate) mod check;
 pub(crate) mod cmdline;
 pub(crate) mod guest_channel;
 pub(crate) mod keystore;
+pub(crate) mod status;

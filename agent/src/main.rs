@@ -10,7 +10,7 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{check, cmdline, guest_channel, keystore};
+use commands::{check, cmdline, guest_channel, keystore, status};
 
 /// Commands that CloudStack finds under /opt/cloud/bin.
 const LINKS: [&str; 3] = ["keystore-setup", "keystore-cert-import", "ssvm-check.sh"];
@@ -32,6 +32,7 @@ enum Command {
     GuestChannel(guest_channel::GuestChannel),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
+    Status(status::Status),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -46,6 +47,7 @@ async fn main() -> ExitCode {
         Command::GuestChannel(args) => guest_channel::run(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
+        Command::Status(args) => status::run(&args).await,
     }
 }
 
