@@ -54,6 +54,7 @@ const MAX_MEMINFO: u64 = 64 * 1024;
 const LAST_LINE: &str = "set-up-line";
 /// Below [`RUN`]: what became of the user data; empty when it was done.
 const USER_DATA_RESULT: &str = "user-data-result";
+const CHRONY: &str = "chrony.service";
 /// They are there from the start, and the router's from then on.
 const LISTS_OF_DHCP: [&str; 2] = ["/etc/dhcphosts.txt", "/etc/dhcpopts.txt"];
 
@@ -204,7 +205,10 @@ async fn set_kernel(root: &Root, vm: &SystemVm) -> anyhow::Result<String> {
 }
 
 async fn start_services(root: &Root, told: &Told, plan: &Plan) -> anyhow::Result<String> {
-    let clock = clock::host_clock(root).await;
+    let clock = match plan.services.enable.contains(&CHRONY) {
+        true => clock::host_clock(root).await,
+        false => None,
+    };
     for (path, text) in service_files::files(&told.vm, clock.as_deref())
         .into_iter()
         .chain(plan.files.clone())
