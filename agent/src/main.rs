@@ -11,7 +11,10 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore, run, ssh_gate};
+use commands::{boot, check, cmdline, keystore, patch_watch, run, setup, ssh_gate};
+
+/// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
+const SSVM_CHECK: &str = "ssvm-check.sh";
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -23,10 +26,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Boot(boot::Boot),
+    Check(check::Check),
+    #[command(name = SSVM_CHECK)]
+    SsvmCheck(check::SsvmCheck),
     Cmdline(cmdline::Cmdline),
+    Setup(setup::Setup),
+    GrowDisk(setup::GrowDisk),
+    UserData(setup::UserData),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
     SshGate(ssh_gate::SshGate),
+    PatchWatch(patch_watch::PatchWatch),
     Run(run::Run),
 }
 
@@ -39,10 +50,17 @@ async fn main() -> ExitCode {
     }
     crypto::install();
     match cli.command {
+        Command::Boot(args) => boot::run(&args),
+        Command::Check(args) => check::run(&args).await,
+        Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
+        Command::Setup(args) => setup::run(&args).await,
+        Command::GrowDisk(args) => setup::grow_disk(&args).await,
+        Command::UserData(args) => setup::user_data(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
         Command::SshGate(args) => ssh_gate::run(&args),
+        Command::PatchWatch(args) => patch_watch::run(&args).await,
         Command::Run(args) => run::run(&args).await,
     }
 }
@@ -62,7 +80,7 @@ fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         .first()
         .and_then(|program| Path::new(program).file_name()?.to_str());
     let words: Vec<OsString> = match called {
-        Some(name) if SUBCOMMANDS.contains(&name) => vec![name.into()],
+        Some(name) if SUBCOMMANDS.contains(&name) || name == SSVM_CHECK => vec![name.into()],
         Some(name) if remote::find(name).is_some() => vec!["run".into(), "--".into(), name.into()],
         _ => return args,
     };

@@ -14,6 +14,7 @@ pub mod files;
 pub mod http;
 /// Log lines on standard error, for people, the journal or programs.
 pub mod logging;
+pub mod notify;
 /// Being asked to stop.
 pub mod shutdown;
 pub mod watch;
