@@ -6,6 +6,8 @@
 //! | [`hypervisor`] | which one this runs on |
 //! | [`channel`] | where boot arguments come from |
 //! | [`line`](mod@line) | which line of them counts |
+//! | [`apply`] | makes a plan true |
+//! | [`boot`] | all of that in its order, as long as the machine runs |
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
 //! | [`gate`] | what a host's SSH command becomes |
 //! | [`patch`] | what hosts upload to patch the VM, and its version |
@@ -19,8 +21,11 @@
 //! | [`setup`] | what comes after the network: disk, settings, services, user data |
 
 pub mod addresses;
+pub mod apply;
+pub mod boot;
 pub mod channel;
 pub mod check;
+mod cloud_log;
 pub mod gate;
 pub mod guest_channel;
 pub mod hypervisor;

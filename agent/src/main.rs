@@ -50,7 +50,7 @@ async fn main() -> ExitCode {
     }
     crypto::install();
     match cli.command {
-        Command::Boot(args) => boot::run(&args),
+        Command::Boot(args) => boot::run(args).await,
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
