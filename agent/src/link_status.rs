@@ -53,7 +53,11 @@ pub struct LinkStatus {
 impl Display for LinkStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let server = self.server.as_deref().unwrap_or("a management server");
-        let why = self.last_error.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        let why = self
+            .last_error
+            .as_deref()
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
         match self.state {
             State::Connecting => write!(f, "Not connected to {server}{why}"),
             State::Connected => write!(f, "Connected to {server}, which has not yet said that it is ready"),
