@@ -3,7 +3,9 @@
 //! The order: first the firewall, so that nothing is open that should not be; then the network; then keys and sshd's
 //! address. What fails is told and the rest goes on: a VM without a route can still be reached and asked why.
 
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use platform::exec::{Cmd, ExecError};
 use platform::files::FileError;
@@ -82,7 +84,11 @@ pub struct Applied {
 /// Applies the plan. `is_fresh`: the host has given the line for this start.
 pub async fn apply(plan: &Plan, root: &Root, is_fresh: bool, progress: &mut Progress) -> Applied {
     progress.set(Step::Firewall, Outcome::Running, "");
-    let loaded = Cmd::new("nft").args(["-f", "-"]).stdin(plan.firewall.render()).run().await;
+    let loaded = Cmd::new("nft")
+        .args(["-f", "-"])
+        .stdin(plan.firewall.render())
+        .run()
+        .await;
     let openings = plan.firewall.open.len();
     report(progress, Step::Firewall, loaded.map_err(ApplyError::from), |_| {
         format!("{openings} rules let something in; all else is dropped")
@@ -96,7 +102,9 @@ pub async fn apply(plan: &Plan, root: &Root, is_fresh: bool, progress: &mut Prog
     let network = network::apply(plan, root).await;
     let missing = network.missing;
     let failures = network.failures.into_iter().chain(settings::write(plan, root));
-    let failures: Vec<String> = failures.map(|error| platform::logging::chain(&error).to_string()).collect();
+    let failures: Vec<String> = failures
+        .map(|error| platform::logging::chain(&error).to_string())
+        .collect();
     if failures.is_empty() {
         progress.set(Step::Network, Outcome::Done, described(plan));
     } else {
@@ -120,28 +128,48 @@ fn report<T>(progress: &mut Progress, step: Step, done: Result<T, ApplyError>, s
     }
 }
 
+/// A directory that everybody may enter, with those above it; the umask does not count.
+fn make(path: &Path) -> Result<(), ApplyError> {
+    let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755)));
+    made.map_err(|source| ApplyError::Directory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Of what nobody waits for.
 pub(super) fn warn(done: Result<(), ApplyError>) {
     if let Err(error) = done {
-        tracing::warn!(error = platform::logging::chain(&error).to_string(), "Went on without it");
+        tracing::warn!(
+            error = platform::logging::chain(&error).to_string(),
+            "Went on without it"
+        );
     }
 }
 
 fn described(plan: &Plan) -> String {
-    let links = plan.links.iter().filter(|link| link.up).map(|link| match (link.ipv4, link.ipv6) {
-        _ if link.dhcp => format!("{} by DHCP", link.name),
-        (Some(ipv4), Some(ipv6)) => format!("{} {ipv4} {ipv6}", link.name),
-        (Some(net), None) => format!("{} {net}", link.name),
-        (None, Some(net)) => format!("{} {net}", link.name),
-        (None, None) => link.name.to_string(),
-    });
+    let links = plan
+        .links
+        .iter()
+        .filter(|link| link.up)
+        .map(|link| match (link.ipv4, link.ipv6) {
+            _ if link.dhcp => format!("{} by DHCP", link.name),
+            (Some(ipv4), Some(ipv6)) => format!("{} {ipv4} {ipv6}", link.name),
+            (Some(net), None) => format!("{} {net}", link.name),
+            (None, Some(net)) => format!("{} {net}", link.name),
+            (None, None) => link.name.to_string(),
+        });
     let default = plan.routes.iter().filter(|route| route.to.prefix_len() == 0);
     let default = default.map(|route| format!("default route {}", route.via));
     links.chain(default).collect::<Vec<_>>().join(", ")
 }
 
 fn listens(sshd: &super::plan::SshAccess) -> String {
-    let addresses: Vec<String> = sshd.addresses.iter().map(|address| format!("{address}:{}", sshd.port)).collect();
+    let addresses: Vec<String> = sshd
+        .addresses
+        .iter()
+        .map(|address| format!("{address}:{}", sshd.port))
+        .collect();
     if addresses.is_empty() {
         format!("port {} of every address", sshd.port)
     } else {

@@ -39,7 +39,10 @@ pub fn write(plan: &Plan, root: &Root) -> Result<Sshd, ApplyError> {
         let path = root.path(KEYS);
         if let Some(directory) = path.parent() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(|source| ApplyError::Directory { path: directory.to_owned(), source })?;
+            made.map_err(|source| ApplyError::Directory {
+                path: directory.to_owned(),
+                source,
+            })?;
         }
         let _ = files::replace(path, keys, 0o600)?;
     }
@@ -60,11 +63,15 @@ pub fn write(plan: &Plan, root: &Root) -> Result<Sshd, ApplyError> {
 pub async fn set_password(password: &Secret<String>) -> Result<(), ApplyError> {
     /// Deriving a password's hash takes seconds where there is no fast processor.
     const LIMIT: Duration = Duration::from_secs(60);
-    let password = password.reveal();
+    let password = password.expose();
     if password.contains(char::is_control) {
         return Err(ApplyError::Password);
     }
     // By its input: arguments of programs can be seen by everybody.
-    Cmd::new("chpasswd").stdin(format!("root:{password}\n")).time_limit(LIMIT).run().await?;
+    Cmd::new("chpasswd")
+        .stdin(format!("root:{password}\n"))
+        .time_limit(LIMIT)
+        .run()
+        .await?;
     Ok(())
 }

@@ -33,14 +33,16 @@ pub async fn apply(plan: &Plan, root: &Root) -> Result<(), ApplyError> {
         return Ok(());
     }
     for directory in [NETWORKS, SETTINGS] {
-        let path = root.path(directory);
-        fs::create_dir_all(&path).map_err(|source| ApplyError::Directory { path, source })?;
+        super::make(&root.path(directory))?;
     }
     let _ = files::replace(root.path(SETTINGS).join(SETTINGS_FILE), LEAVE_OTHERS, 0o644)?;
     for link in &links {
         let _ = files::replace(root.path(NETWORKS).join(file_name(link)), network(link, &links), 0o644)?;
     }
-    Cmd::new("systemctl").args(["restart", "--no-block", UNIT]).run().await?;
+    Cmd::new("systemctl")
+        .args(["restart", "--no-block", UNIT])
+        .run()
+        .await?;
     Ok(())
 }
 
@@ -53,7 +55,10 @@ fn network(link: &Link, links: &[&Link]) -> String {
     let public = links.iter().find(|link| link.traffic == Traffic::Public);
     let has_default = public.or(links.first()).is_some_and(|first| first.name == link.name);
     let gateway = if has_default { "yes" } else { "no" };
-    let mtu = link.mtu.map(|mtu| format!("\n[Link]\nMTUBytes={mtu}\n")).unwrap_or_default();
+    let mtu = link
+        .mtu
+        .map(|mtu| format!("\n[Link]\nMTUBytes={mtu}\n"))
+        .unwrap_or_default();
     format!(
         "[Match]\nName={}\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nKeepConfiguration=static\n\n\
          [DHCPv4]\nUseGateway={gateway}\nUseDNS=no\nUseNTP=no\nUseHostname=no\nUseDomains=no\nUseMTU=no\n{mtu}",
@@ -62,9 +67,14 @@ fn network(link: &Link, links: &[&Link]) -> String {
 }
 
 fn forget(root: &Root) -> Result<(), ApplyError> {
-    let ours = fs::read_dir(root.path(NETWORKS)).into_iter().flatten().filter_map(Result::ok);
+    let ours = fs::read_dir(root.path(NETWORKS))
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
     let ours = ours.filter(|entry| entry.file_name().to_string_lossy().starts_with("10-sysvm-"));
-    let ours = ours.map(|entry| entry.path()).chain([root.path(SETTINGS).join(SETTINGS_FILE)]);
+    let ours = ours
+        .map(|entry| entry.path())
+        .chain([root.path(SETTINGS).join(SETTINGS_FILE)]);
     for path in ours {
         match fs::remove_file(&path) {
             Err(source) if source.kind() != ErrorKind::NotFound => return Err(ApplyError::Remove { path, source }),

@@ -38,7 +38,8 @@ pub fn renames(links: &[CurrentLink], macs: &[MacAddr]) -> String {
     let mut batch = String::new();
     for (number, (from, _)) in moves.iter().enumerate() {
         let between = eth(free_on_the_way(links, number));
-        writeln!(batch, "link set dev {from} down\nlink set dev {from} name {between}").expect("a String takes everything");
+        writeln!(batch, "link set dev {from} down\nlink set dev {from} name {between}")
+            .expect("a String takes everything");
     }
     for (number, (_, to)) in moves.iter().enumerate() {
         let between = eth(free_on_the_way(links, number));

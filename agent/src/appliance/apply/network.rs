@@ -8,8 +8,8 @@ use platform::exec::{Cmd, Output};
 use tokio::time::{Instant, sleep};
 
 use super::{ApplyError, dhcp, names};
-use crate::appliance::plan::Plan;
 use crate::appliance::plan::current::Current;
+use crate::appliance::plan::{Plan, changes};
 use crate::appliance::root::Root;
 
 /// Drivers are loaded while the system starts, and hosts plug NICs into running VMs (§10.1).
@@ -41,7 +41,8 @@ pub async fn apply(plan: &Plan, root: &Root) -> Done {
     done.failures.extend(set_all(plan, root));
     let batch = plan.ip_batch(&current);
     if !batch.is_empty() {
-        done.failures.extend(ip(batch).await.err().map(ApplyError::from));
+        let changed = changes::command(batch).run().await;
+        done.failures.extend(changed.err().map(ApplyError::from));
     }
     if !done.missing.is_empty() {
         let names = done.missing.clone();
@@ -76,7 +77,11 @@ async fn wait_for_nics(plan: &Plan) -> Result<Current, ApplyError> {
 fn missing(plan: &Plan, current: &Current) -> Vec<String> {
     let named = plan.missing(current).into_iter().map(ToString::to_string);
     let has = |mac| current.links.iter().any(|link| link.mac == Some(mac));
-    let by_mac = plan.nic_macs.iter().filter(|mac| !has(**mac)).map(|mac| format!("NIC with address {mac}"));
+    let by_mac = plan
+        .nic_macs
+        .iter()
+        .filter(|mac| !has(**mac))
+        .map(|mac| format!("NIC with address {mac}"));
     named.chain(by_mac).collect()
 }
 
@@ -98,7 +103,10 @@ pub fn set_all(plan: &Plan, root: &Root) -> Vec<ApplyError> {
 
 fn set(root: &Root, name: &str, value: &str) -> Result<(), ApplyError> {
     let path = root.path("/proc/sys").join(name.replace('.', "/"));
-    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()));
+    let written = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
     match written {
         Err(error) if error.kind() == ErrorKind::NotFound && name.contains(".conf.eth") => Ok(()),
         written => written.map_err(|source| ApplyError::Setting {
@@ -114,11 +122,15 @@ fn set(root: &Root, name: &str, value: &str) -> Result<(), ApplyError> {
 pub async fn announce(plan: Plan) {
     const LIMIT: Duration = Duration::from_secs(10);
     for (link, address) in plan.gratuitous_arp {
-        let told = Cmd::new("arping").args(["-U", "-c", "2", "-w", "3", "-I", link.as_str()]).arg(address.to_string());
+        let told = Cmd::new("arping")
+            .args(["-U", "-c", "2", "-w", "3", "-I", link.as_str()])
+            .arg(address.to_string());
         told.time_limit(LIMIT).run().await.ok(); // exit code 1: nobody answered
     }
     for address in plan.keep_alive_ping {
-        let sent = Cmd::new("ping").args(["-n", "-q", "-c", "3", "-W", "1"]).arg(address.to_string());
+        let sent = Cmd::new("ping")
+            .args(["-n", "-q", "-c", "3", "-W", "1"])
+            .arg(address.to_string());
         sent.time_limit(LIMIT).run().await.ok(); // likewise
     }
 }
