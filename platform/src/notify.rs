@@ -100,7 +100,10 @@ impl Notifier {
         match socket.send(message.as_bytes()) {
             Ok(_) => debug!(message, "Told systemd"),
             // A full queue means that systemd is busy; the next beat comes soon.
-            Err(error) => warn!(error = error.to_string(), message, "Cannot tell systemd how this service is"),
+            Err(error) => warn!(
+                error = error.to_string(),
+                message, "Cannot tell systemd how this service is"
+            ),
         }
     }
 }
@@ -182,8 +185,13 @@ mod tests {
         };
         let ours = new(std::process::id());
         assert_eq!(ours.beat(), Some(Duration::from_millis(30)));
-        timeout(Duration::from_millis(200), ours.prove_life()).await.unwrap_err();
-        assert_eq!((told(&manager), told(&manager)), ("WATCHDOG=1".into(), "WATCHDOG=1".into()));
+        timeout(Duration::from_millis(200), ours.prove_life())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (told(&manager), told(&manager)),
+            ("WATCHDOG=1".into(), "WATCHDOG=1".into())
+        );
         // The variables of a parent are not ours.
         assert_eq!(new(1).beat(), None);
     }

@@ -140,7 +140,11 @@ impl RootDisk {
         if size < before.saturating_add(WORTH_IT) {
             return Ok(None);
         }
-        Cmd::new("resize2fs").arg(&self.partition).time_limit(RESIZE_LIMIT).run().await?;
+        Cmd::new("resize2fs")
+            .arg(&self.partition)
+            .time_limit(RESIZE_LIMIT)
+            .run()
+            .await?;
         self.file_system_size().map(Some)
     }
 
@@ -154,9 +158,14 @@ impl RootDisk {
         if self.block_size != SECTOR {
             return Err(table(BadTable::Foreign("the disk has sectors of another size")));
         }
-        let disk = OpenOptions::new().read(true).write(true).open(&self.disk).map_err(failed("open"))?;
+        let disk = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.disk)
+            .map_err(failed("open"))?;
         let mut head = vec![0; HEAD];
-        disk.read_exact_at(&mut head, 0).map_err(failed("read the partition table of"))?;
+        disk.read_exact_at(&mut head, 0)
+            .map_err(failed("read the partition table of"))?;
         let Some(growth) = Growth::of(&head, self.disk_sectors, self.number).map_err(table)? else {
             return Ok(None);
         };
@@ -164,7 +173,8 @@ impl RootDisk {
             return Ok(None);
         }
         for (bytes, at) in [(&growth.backup, growth.backup_at), (&growth.page, 0)] {
-            disk.write_all_at(bytes, at).map_err(failed("write the partition table of"))?;
+            disk.write_all_at(bytes, at)
+                .map_err(failed("write the partition table of"))?;
             disk.sync_all().map_err(failed("write the partition table of"))?;
         }
         Ok(Some(growth.sectors))
@@ -273,16 +283,25 @@ mod tests {
 
         put(&disk.join("size"), "large");
         let error = RootDisk::find(&root).unwrap_err();
-        assert!(error.to_string().ends_with("says \"large\", which is no number"), "{error}");
+        assert!(
+            error.to_string().ends_with("says \"large\", which is no number"),
+            "{error}"
+        );
     }
 
     #[test]
     fn without_a_partition_there_is_nothing_to_grow() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
-        put(&root.path("/proc/self/mountinfo"), "22 1 0:31 / / rw - overlay overlay rw\n");
+        put(
+            &root.path("/proc/self/mountinfo"),
+            "22 1 0:31 / / rw - overlay overlay rw\n",
+        );
         assert_eq!(RootDisk::find(&root).unwrap(), None);
-        put(&root.path("/proc/self/mountinfo"), "22 1 ../../etc / / rw - ext4 x rw\n");
+        put(
+            &root.path("/proc/self/mountinfo"),
+            "22 1 ../../etc / / rw - ext4 x rw\n",
+        );
         assert_eq!(RootDisk::find(&root).unwrap(), None);
     }
 

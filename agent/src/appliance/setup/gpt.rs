@@ -117,7 +117,11 @@ impl<'a> Table<'a> {
 
         let end = disk_sectors - 1;
         put(&mut head, HEADER_AT + 32, &end.to_le_bytes()); // where the other copy's header is
-        put(&mut head, HEADER_AT + 48, &(disk_sectors - BACKUP_SECTORS - 1).to_le_bytes()); // last usable sector
+        put(
+            &mut head,
+            HEADER_AT + 48,
+            &(disk_sectors - BACKUP_SECTORS - 1).to_le_bytes(),
+        ); // last usable sector
         put(&mut head, HEADER_AT + 88, &entries_sum.to_le_bytes());
         // The protective MBR's only partition covers the disk, or as much of it as its field can say.
         let covered = u32::try_from(end).unwrap_or(u32::MAX);
@@ -180,9 +184,21 @@ mod tests {
                       start=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\n\
                       start=2048, size=4096, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n\
                       start=6144, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n";
-        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
         file.set_len(mib * MIB).unwrap();
-        Cmd::new("sfdisk").args(["-q", "--no-reread"]).arg(path).stdin(script).run().await.unwrap();
+        Cmd::new("sfdisk")
+            .args(["-q", "--no-reread"])
+            .arg(path)
+            .stdin(script)
+            .run()
+            .await
+            .unwrap();
         file
     }
 
@@ -195,7 +211,10 @@ mod tests {
     async fn judged(path: &Path) -> (String, serde_json::Value) {
         let said = Cmd::new("sfdisk").arg("--verify").arg(path).run().await.unwrap();
         let table = Cmd::new("sfdisk").arg("--json").arg(path).run().await.unwrap();
-        (said.text() + &said.stderr, serde_json::from_slice(&table.stdout).unwrap())
+        (
+            said.text() + &said.stderr,
+            serde_json::from_slice(&table.stdout).unwrap(),
+        )
     }
 
     #[tokio::test]
@@ -210,7 +229,10 @@ mod tests {
         let growth = Growth::of(&head(&file), 200 * MIB / SECTOR, 3).unwrap().unwrap();
         file.write_all_at(&growth.backup, growth.backup_at).unwrap();
         // Power may fail here: the first copy is as it was.
-        assert_eq!(judged(&path).await.1["partitiontable"]["partitions"], before["partitiontable"]["partitions"]);
+        assert_eq!(
+            judged(&path).await.1["partitiontable"]["partitions"],
+            before["partitiontable"]["partitions"]
+        );
         file.write_all_at(&growth.page, 0).unwrap();
 
         let (said, after) = judged(&path).await;
@@ -222,7 +244,10 @@ mod tests {
             assert_eq!(after["partitions"][index], before["partitions"][index]);
         }
         let root = &after["partitions"][2];
-        assert_eq!((root["start"].as_u64(), root["size"].as_u64()), (Some(6144), Some(growth.sectors)));
+        assert_eq!(
+            (root["start"].as_u64(), root["size"].as_u64()),
+            (Some(6144), Some(growth.sectors))
+        );
         assert_eq!(growth.sectors, 199 * MIB / SECTOR - 6144);
         assert_eq!(root["uuid"], before["partitions"][2]["uuid"]);
         // Once is enough.
@@ -248,7 +273,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = disk(&directory.path().join("disk"), 64).await;
         let (good, sectors) = (head(&file), 200 * MIB / SECTOR);
-        assert_eq!(Growth::of(&good[..100], sectors, 3), Err(BadTable::Foreign("it is too short")));
+        assert_eq!(
+            Growth::of(&good[..100], sectors, 3),
+            Err(BadTable::Foreign("it is too short"))
+        );
         assert_eq!(Growth::of(&[0; HEAD], sectors, 3), Err(BadTable::Foreign("no GPT")));
         assert_eq!(Growth::of(&good, sectors, 2), Err(BadTable::NotLast(2)));
         for missing in [0, 4, 25, usize::MAX] {
@@ -257,11 +285,17 @@ mod tests {
                 Err(BadTable::Foreign("it has no such partition"))
             );
         }
-        for (at, what) in [(600, BadTable::Damaged("header")), (1100, BadTable::Damaged("list of partitions"))] {
+        for (at, what) in [
+            (600, BadTable::Damaged("header")),
+            (1100, BadTable::Damaged("list of partitions")),
+        ] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             let found = Growth::of(&bad, sectors, 3);
-            assert!(found == Err(what.clone()) || matches!(found, Err(BadTable::Foreign(_))), "{at}: {found:?}");
+            assert!(
+                found == Err(what.clone()) || matches!(found, Err(BadTable::Foreign(_))),
+                "{at}: {found:?}"
+            );
         }
         // A disk that shrank, or says it has no size at all, is no reason to do anything.
         assert_eq!(Growth::of(&good, 0, 3), Ok(None));

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
@@ -27,9 +26,9 @@ pub fn files(vm: &SystemVm, clock: Option<&Path>) -> Files {
     let mut files = Files::new();
     match &vm.role {
         Role::Router(router) | Role::DhcpServer(router) => {
-            files.extend(dnsmasq(&vm.machine, Some(&dns_and_dhcp(&vm.machine, router))));
+            files.extend(dnsmasq(dns_and_dhcp(&vm.machine, router)));
         }
-        Role::VpcRouter(router) => files.extend(dnsmasq(&vm.machine, Some(&before_tiers(router)))),
+        Role::VpcRouter(router) => files.extend(dnsmasq(before_tiers(router))),
         Role::SecondaryStorage(_)
         | Role::ConsoleProxy(_)
         | Role::InternalLb(_)
@@ -43,29 +42,12 @@ pub fn files(vm: &SystemVm, clock: Option<&Path>) -> Files {
     ) {
         files.insert(HAPROXY, haproxy());
     }
-    if let Some(text) = chrony(vm, clock) {
-        files.insert(CHRONY, text);
-    }
+    files.insert(CHRONY, chrony(&vm.machine, clock));
     files
 }
 
-/// Whether this VM keeps time by itself: it has a source that it was told of, or a storage VM, which stamps files (§5.3).
-pub fn keeps_time(vm: &SystemVm, clock: Option<&Path>) -> bool {
-    !vm.machine.ntp_servers.is_empty() || clock.is_some() || matches!(vm.role, Role::SecondaryStorage(_))
-}
-
-fn dnsmasq(machine: &Machine, network: Option<&str>) -> Files {
-    let resolvers = machine.internal_dns.iter().chain(&machine.dns).copied().map(IpAddr::V4);
-    let resolvers = resolvers.chain(machine.dns6.iter().copied().map(IpAddr::V6));
-    let mut files = Files::from([
-        (DNSMASQ, dnsmasq_for_all()),
-        (
-            DNSMASQ_RESOLVERS,
-            resolvers.map(|address| format!("nameserver {address}\n")).collect(),
-        ),
-    ]);
-    files.extend(network.map(|text| (DNSMASQ_NETWORK, text.to_owned())));
-    files
+fn dnsmasq(network: String) -> Files {
+    Files::from([(DNSMASQ, dnsmasq_for_all()), (DNSMASQ_NETWORK, network)])
 }
 
 /// What does not depend on the VM.
@@ -128,6 +110,13 @@ fn dns_and_dhcp(machine: &Machine, router: &Router) -> String {
         for option in dhcp_options(machine, router, net) {
             line(format_args!("dhcp-option=tag:{NIC},{option}"));
         }
+        if !dns.search.is_empty() {
+            // Also to those who do not ask.
+            let domains = joined(&dns.search, ",");
+            line(format_args!(
+                "dhcp-option-force=tag:{NIC},option:domain-search,{domains}"
+            ));
+        }
     }
     text
 }
@@ -143,16 +132,15 @@ fn dhcp_options(machine: &Machine, router: &Router, net: Ipv4Net) -> Vec<String>
     let servers = servers.chain(machine.dns.iter().copied().filter(|_| !dns.is_router_only));
     let mut options = Vec::new();
     options.extend(gateway.map(|address| format!("option:router,{address}")));
-    options.push(format!("option:dns-server,{}", joined(servers, ",")));
+    // Without a value it keeps dnsmasq from naming itself.
+    let servers: String = servers.map(|address| format!(",{address}")).collect();
+    options.push(format!("option:dns-server{servers}"));
     let domains = match dns.search.is_empty() {
         true => dns.domain.to_string(),
         false => joined(&dns.search, " "),
     };
     options.push(format!("option:domain-name,{domains}"));
     options.extend(router.routing.guest_mtu.map(|mtu| format!("option:mtu,{mtu}")));
-    if !dns.search.is_empty() {
-        options.push(format!("option:domain-search,{}", joined(&dns.search, ",")));
-    }
     options
 }
 
@@ -185,22 +173,15 @@ fn haproxy() -> String {
         .to_owned()
 }
 
-/// Sources in the order of trust: what the administrator named, the host's clock, Debian's pool for a storage VM.
-fn chrony(vm: &SystemVm, clock: Option<&Path>) -> Option<String> {
-    if !keeps_time(vm, clock) {
-        return None;
-    }
-    let mut sources: Vec<String> = vm
-        .machine
-        .ntp_servers
-        .iter()
-        .map(|server| format!("server {server} iburst"))
-        .collect();
+/// Sources in the order of trust: what the administrator named, the host's clock, Debian's pool when there is neither.
+fn chrony(machine: &Machine, clock: Option<&Path>) -> String {
+    let servers = machine.ntp_servers.iter();
+    let mut sources: Vec<String> = servers.map(|server| format!("server {server} iburst")).collect();
     sources.extend(clock.map(|device| format!("refclock PHC {} poll 3 dpoll 0 stratum 2", device.display())));
     if sources.is_empty() {
         sources.push("pool 2.debian.pool.ntp.org iburst".to_owned());
     }
-    Some(format!(
+    format!(
         "# Made by `agent setup` from the boot arguments.\n\
          {}\n\
          \n\
@@ -212,10 +193,13 @@ fn chrony(vm: &SystemVm, clock: Option<&Path>) -> Option<String> {
          port 0\n\
          cmdport 0\n",
         sources.join("\n")
-    ))
+    )
 }
 
 fn joined<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, by: &str) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     items.join(by)
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,9 @@ fn check_shape(text: &str) -> Result<(), BadUserData> {
 }
 
 fn wanted_file(value: &Yaml, at: &str) -> Result<WantedFile, BadUserData> {
-    let path = value["path"].as_str().filter(|path| path.starts_with('/') && !path.ends_with('/'));
+    let path = value["path"]
+        .as_str()
+        .filter(|path| path.starts_with('/') && !path.ends_with('/'));
     let path = path.ok_or_else(|| wanted(&format!("{at}.path"), "an absolute path"))?;
     let text = match &value["content"] {
         Yaml::BadValue | Yaml::Null => "",
@@ -168,8 +170,19 @@ fn wanted_file(value: &Yaml, at: &str) -> Result<WantedFile, BadUserData> {
         Yaml::BadValue | Yaml::Null => "text/plain",
         encoding => encoding.as_str().unwrap_or_default(),
     };
-    let bad = |what| move || wanted(&format!("{at}.{what}"), "base64, gzip, gz+base64, or text that is so encoded");
-    let is_base64 = |text: &str| BASE64_STANDARD.decode(text.split_ascii_whitespace().collect::<String>()).ok();
+    let bad = |what| {
+        move || {
+            wanted(
+                &format!("{at}.{what}"),
+                "base64, gzip, gz+base64, or text that is so encoded",
+            )
+        }
+    };
+    let is_base64 = |text: &str| {
+        BASE64_STANDARD
+            .decode(text.split_ascii_whitespace().collect::<String>())
+            .ok()
+    };
     let contents = match encoding {
         "text/plain" => text.as_bytes().to_owned(),
         "b64" | "base64" => is_base64(text).ok_or_else(bad("content"))?,
@@ -236,7 +249,9 @@ fn list<T>(
         Yaml::Null => Ok(Vec::new()),
         Yaml::Array(items) => {
             let items = items.iter().enumerate();
-            items.map(|(index, item)| read(item, &format!("{key}[{index}]"))).collect()
+            items
+                .map(|(index, item)| read(item, &format!("{key}[{index}]")))
+                .collect()
         }
         _ => Err(wanted(key, "a list")),
     }
@@ -257,3 +272,6 @@ fn unpack(packed: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         _ => Err(io::ErrorKind::FileTooLarge.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;
