@@ -9,17 +9,31 @@
 //! | [`apply`] | makes a plan true |
 //! | [`boot`] | all of that in its order, as long as the machine runs |
 //! | [`root`] | where the files of a system VM are, also when a test puts them elsewhere |
+//! | [`gate`] | what a host's SSH command becomes |
+//! | [`patch`] | what hosts upload to patch the VM, and its version |
+//! | [`patchd`] | the daemon that takes it |
+//! | [`remote`] | what hosts run by name under `/opt/cloud/bin` |
+//! | [`addresses`] | which addresses this machine has now |
+//! | [`check`] | is this VM well, and if not, what is to be done |
+//! | [`guest_channel`] | what a host and a VM tell each other before there is any network |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 //! | [`plan`] | all that the boot arguments make of a machine, decided before anything is done |
 //! | [`setup`] | what comes after the network: disk, settings, services, user data |
 
+pub mod addresses;
 pub mod apply;
 pub mod boot;
 pub mod channel;
+pub mod check;
 mod cloud_log;
+pub mod gate;
+pub mod guest_channel;
 pub mod hypervisor;
 pub mod line;
+pub mod patch;
+pub mod patchd;
 pub mod plan;
 pub mod progress;
+pub mod remote;
 pub mod root;
 pub mod setup;

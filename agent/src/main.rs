@@ -5,15 +5,16 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use agent::appliance::remote::{self, SUBCOMMANDS};
 use clap::{Parser, Subcommand};
 use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{boot, cmdline, keystore, setup};
+use commands::{boot, check, cmdline, keystore, patch_watch, run, setup, ssh_gate};
 
-/// Commands that CloudStack finds under /opt/cloud/bin.
-const LINKS: [&str; 2] = ["keystore-setup", "keystore-cert-import"];
+/// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
+const SSVM_CHECK: &str = "ssvm-check.sh";
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -26,27 +27,41 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Boot(boot::Boot),
+    Check(check::Check),
+    #[command(name = SSVM_CHECK)]
+    SsvmCheck(check::SsvmCheck),
     Cmdline(cmdline::Cmdline),
     Setup(setup::Setup),
     GrowDisk(setup::GrowDisk),
     UserData(setup::UserData),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
+    SshGate(ssh_gate::SshGate),
+    PatchWatch(patch_watch::PatchWatch),
+    Run(run::Run),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse_from(command_line(std::env::args_os()));
-    logging::init();
+    // Hosts take what these print, also on standard error, for the answer.
+    if !matches!(cli.command, Command::SshGate(_) | Command::Run(_)) {
+        logging::init();
+    }
     crypto::install();
     match cli.command {
         Command::Boot(args) => boot::run(args).await,
+        Command::Check(args) => check::run(&args).await,
+        Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,
         Command::UserData(args) => setup::user_data(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
+        Command::SshGate(args) => ssh_gate::run(&args),
+        Command::PatchWatch(args) => patch_watch::run(&args).await,
+        Command::Run(args) => run::run(&args).await,
     }
 }
 
@@ -57,14 +72,19 @@ fn code(done: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// CloudStack calls some commands by names of their own, which are links to this program: the name is then the command.
+/// CloudStack calls commands by names of its own, which are links to this program: the name is then a subcommand, or what
+/// `run` runs.
 fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<_> = args.into_iter().collect();
-    let called = args.first().and_then(|program| Path::new(program).file_name());
-    if let Some(name) = called.filter(|name| LINKS.iter().any(|link| *name == *link)) {
-        let name = name.to_owned();
-        args.insert(1, name);
-    }
+    let called = args
+        .first()
+        .and_then(|program| Path::new(program).file_name()?.to_str());
+    let words: Vec<OsString> = match called {
+        Some(name) if SUBCOMMANDS.contains(&name) || name == SSVM_CHECK => vec![name.into()],
+        Some(name) if remote::find(name).is_some() => vec!["run".into(), "--".into(), name.into()],
+        _ => return args,
+    };
+    args.splice(1..1, words);
     args
 }
 
@@ -95,14 +115,14 @@ mod tests {
             words(&["agent", "keystore-setup", "a"]),
             ["agent", "keystore-setup", "a"]
         );
+        assert_eq!(
+            words(&["patched.sh", "/opt"]),
+            ["patched.sh", "run", "--", "patched.sh", "/opt"]
+        );
         assert_eq!(words(&[]), [""; 0]);
-        for name in LINKS {
-            assert!(
-                Cli::command()
-                    .get_subcommands()
-                    .any(|command| command.get_name() == name)
-            );
-            Cli::try_parse_from(command_line([name, "1", "--2"].map(OsString::from))).unwrap();
+        let names = remote::COMMANDS.iter().map(|command| command.name).chain(SUBCOMMANDS);
+        for name in names {
+            Cli::try_parse_from(command_line([name, "1", "--help", "-h", "--2"].map(OsString::from))).unwrap();
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Running other programs. The only place that does: no shell, always a time limit, and a failure carries the whole
 //! command line and what the program printed.
 //!
-//! A `Cmd` is plain data, so plans hold it and tests compare it. Five ways to run it: `run` wants its output,
-//! `run_inherited` lets a person watch, `spawn` leaves it running, `spawn_detached` also beyond our own end, `pipe` sends
-//! bytes through it.
+//! A `Cmd` is plain data, so plans hold it and tests compare it. Seven ways to run it: `run` wants its output, `run_to_exit`
+//! also that of a failure, `run_inherited` lets a person watch, `spawn` leaves it running, `spawn_detached` also beyond our
+//! own end, `pipe` sends bytes through it, `exec` becomes it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -60,6 +61,17 @@ pub struct Output {
     /// Standard output, whole.
     pub stdout: Vec<u8>,
     /// The end of standard error, for the log.
+    pub stderr: String,
+}
+
+/// How a program ended, whatever its exit code, and what it printed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exited {
+    /// Its exit code, or the signal that ended it.
+    pub status: ExitStatus,
+    /// Standard output, whole.
+    pub stdout: Vec<u8>,
+    /// The end of standard error.
     pub stderr: String,
 }
 
@@ -215,6 +227,22 @@ impl Cmd {
         result
     }
 
+    /// As [`Cmd::run`], but any exit is an answer: for programs whose exit code says something.
+    pub async fn run_to_exit(&self) -> Result<Exited, ExecError> {
+        let started = Instant::now();
+        let result = self.follow_to_end().await;
+        debug!(command = %self, elapsed = ?started.elapsed(), is_ok = result.is_ok(), "Program finished");
+        result
+    }
+
+    /// Becomes the program: it has our process id, our input, output and terminal, and its exit code is ours. Returns only
+    /// when it cannot be started. Input of [`Cmd::stdin`] and the time limit do not count.
+    #[must_use = "it returns only when it failed"]
+    pub fn exec(&self) -> ExecError {
+        let mut command = self.command();
+        self.cannot_start(command.as_std_mut().stdin(Stdio::inherit()).exec())
+    }
+
     /// Runs the program with our own standard output and error (and input, unless [`Cmd::stdin`] gave one), for as long
     /// as it takes: a person is watching, and their ctrl-C reaches it, too. Any exit is an answer.
     pub async fn run_inherited(&self) -> Result<ExitStatus, ExecError> {
@@ -253,6 +281,18 @@ impl Cmd {
     }
 
     async fn run_to_end(&self) -> Result<Output, ExecError> {
+        let Exited { status, stdout, stderr } = self.follow_to_end().await?;
+        if status.success() {
+            return Ok(Output { stdout, stderr });
+        }
+        Err(ExecError::Failed {
+            command: self.to_string(),
+            status,
+            printed: self.hide_secrets(whichever(&stdout, &stderr)),
+        })
+    }
+
+    async fn follow_to_end(&self) -> Result<Exited, ExecError> {
         let mut command = self.command();
         command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|source| self.cannot_start(source))?;
@@ -268,18 +308,8 @@ impl Cmd {
 
         let command = self.to_string();
         let stderr = lossy(tail(&stderr, STDERR_TAIL));
-        let printed = if stderr.trim().is_empty() {
-            stdout.as_slice()
-        } else {
-            stderr.as_bytes()
-        };
         match followed {
-            Ok(Ok(status)) if status.success() => Ok(Output { stdout, stderr }),
-            Ok(Ok(status)) => Err(ExecError::Failed {
-                command,
-                status,
-                printed: self.hide_secrets(printed),
-            }),
+            Ok(Ok(status)) => Ok(Exited { status, stdout, stderr }),
             Ok(Err(error)) if error.kind() == ErrorKind::FileTooLarge => Err(ExecError::TooMuchOutput {
                 command,
                 limit: STDOUT_LIMIT,
@@ -288,7 +318,7 @@ impl Cmd {
             Err(_) => Err(ExecError::TimedOut {
                 command,
                 limit: self.time_limit,
-                printed: self.hide_secrets(printed),
+                printed: self.hide_secrets(whichever(&stdout, &stderr)),
             }),
         }
     }
@@ -383,6 +413,15 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL); // the runtime reaps it
+    }
+}
+
+/// Where the reason is: on standard error, or on standard output when that is all there is.
+fn whichever<'a>(stdout: &'a [u8], stderr: &'a str) -> &'a [u8] {
+    if stderr.trim().is_empty() {
+        stdout
+    } else {
+        stderr.as_bytes()
     }
 }
 

@@ -17,6 +17,7 @@
 //! | [`booted`] | a running VM: its console, monitor, guest agent, ports |
 //! | [`guest_agent`] | the client of the guest agent |
 //! | [`ssh`] | the host's way into a VM, over a network |
+//! | [`scan`] | which ports of a VM are open |
 //! | [`snapshot`] | VMs that start within seconds because they have booted before |
 //! | `evidence` | what is kept of a VM whose test fails |
 //!
@@ -39,6 +40,7 @@ pub mod booted;
 pub mod guest_agent;
 pub mod hardware;
 pub mod network;
+pub mod scan;
 pub mod snapshot;
 pub mod ssh;
 
@@ -296,8 +298,8 @@ impl Iso {
     }
 }
 
-/// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
-fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
+/// Where one run of a VM (or of a server) has its files and sockets. Short, since the path of a socket has at most 107 bytes.
+pub(crate) fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
     const KIND: &str = "vm";
     for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
         if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 39] = [
+pub(crate) const ALL: [Tool; 43] = [
     CC,
     LIBC,
     Tool {
@@ -140,6 +140,16 @@ pub(crate) const ALL: [Tool; 39] = [
         sign: Program("scp"),
         source: Debian("openssh-client"),
         why: "is how a host logs in to a VM, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/dnsmasq"),
+        source: Debian("dnsmasq-base"),
+        why: "is the resolver of a zone, in tests",
+    },
+    Tool {
+        sign: Program("nmap"),
+        source: Debian("nmap"),
+        why: "looks for open ports of VMs, in tests",
     },
     Tool {
         sign: Program("cpio"),
@@ -237,11 +247,6 @@ pub(crate) const ALL: [Tool; 39] = [
         why: "gives an image builder another date, in tests",
     },
     Tool {
-        sign: File("/usr/sbin/dnsmasq"),
-        source: Debian("dnsmasq-base"),
-        why: "judges the configuration that routers start with, in tests",
-    },
-    Tool {
         sign: File("/usr/sbin/haproxy"),
         source: Debian("haproxy"),
         why: "judges the configuration that routers start with, in tests",
@@ -250,6 +255,21 @@ pub(crate) const ALL: [Tool; 39] = [
         sign: File("/usr/sbin/chronyd"),
         source: Debian("chrony"),
         why: "judges the time servers of a VM, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/rpcbind"),
+        source: Debian("rpcbind"),
+        why: "tells NFS clients where the server is, in tests",
+    },
+    Tool {
+        sign: File("/usr/bin/ganesha.nfsd"),
+        source: Debian("nfs-ganesha"),
+        why: "is the NFS server that our image mounts stores from, in tests",
+    },
+    Tool {
+        sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
+        source: Debian("nfs-ganesha-vfs"),
+        why: "lets that server serve a directory",
     },
     RUSTFMT,
     CLIPPY,
@@ -428,10 +448,10 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client cpio fdisk \
-             dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
-             dnsmasq-base haproxy chrony",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base \
+             nmap cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime haproxy \
+             chrony rpcbind nfs-ganesha nfs-ganesha-vfs",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

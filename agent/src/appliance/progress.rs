@@ -110,6 +110,25 @@ pub struct Progress {
     entries: Vec<Entry>,
 }
 
+impl Step {
+    /// Its name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hypervisor => "hypervisor",
+            Self::Line => "boot arguments",
+            Self::Arguments => "their meaning",
+            Self::Firewall => "firewall",
+            Self::Network => "network",
+            Self::Ssh => "ssh",
+            Self::Disk => "disk",
+            Self::Settings => "kernel settings",
+            Self::Services => "services",
+            Self::UserData => "user data",
+            Self::Ready => "ready",
+        }
+    }
+}
+
 impl Progress {
     /// An empty one. `program` is `boot` or `setup`.
     pub fn new(root: &Root, program: &str) -> Self {
@@ -174,6 +193,18 @@ pub fn read(root: &Root) -> Vec<Entry> {
     entries
 }
 
+/// Whether all is done.
+pub fn is_ready(entries: &[Entry]) -> bool {
+    let ready = |entry: &Entry| entry.step == Step::Ready && entry.outcome == Outcome::Done;
+    entries.iter().any(ready)
+}
+
+/// What stands in the way: the first step that has failed or waits.
+pub fn problem(entries: &[Entry]) -> Option<&Entry> {
+    let stands = |entry: &&Entry| matches!(entry.outcome, Outcome::Waiting | Outcome::Failed);
+    entries.iter().find(stands)
+}
+
 /// Milliseconds since the kernel started.
 pub fn since_start() -> u64 {
     let clock = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every Linux has this clock");
@@ -200,5 +231,10 @@ mod tests {
             .map(|entry| (entry.step, entry.outcome))
             .collect();
         assert_eq!(steps, [(Step::Line, Outcome::Done), (Step::Services, Outcome::Failed)]);
+        assert_eq!(problem(&read(&root)).unwrap().step, Step::Services);
+        assert!(!is_ready(&read(&root)));
+        setup.set(Step::Services, Outcome::Done, "");
+        setup.set(Step::Ready, Outcome::Done, "");
+        assert!(is_ready(&read(&root)) && problem(&read(&root)).is_none());
     }
 }
