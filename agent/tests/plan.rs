@@ -51,7 +51,7 @@ fn agent_boot(line: &Path) -> String {
         ])
         .arg(line)
         .through(Cmd::new("setpriv").args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]));
-    runtime.block_on(boot.run()).unwrap().text().to_owned()
+    runtime.block_on(boot.run()).unwrap().text()
 }
 
 /// What is sent to the programs that carry a plan out on a machine with all NICs and nothing else.

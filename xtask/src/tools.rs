@@ -247,16 +247,6 @@ pub(crate) const ALL: [Tool; 43] = [
         why: "gives an image builder another date, in tests",
     },
     Tool {
-        sign: File("/usr/sbin/haproxy"),
-        source: Debian("haproxy"),
-        why: "judges the configuration that routers start with, in tests",
-    },
-    Tool {
-        sign: File("/usr/sbin/chronyd"),
-        source: Debian("chrony"),
-        why: "judges the time servers of a VM, in tests",
-    },
-    Tool {
         sign: File("/usr/sbin/rpcbind"),
         source: Debian("rpcbind"),
         why: "tells NFS clients where the server is, in tests",
@@ -270,6 +260,16 @@ pub(crate) const ALL: [Tool; 43] = [
         sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
         source: Debian("nfs-ganesha-vfs"),
         why: "lets that server serve a directory",
+    },
+    Tool {
+        sign: File("/usr/sbin/haproxy"),
+        source: Debian("haproxy"),
+        why: "judges the configuration that routers start with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/chronyd"),
+        source: Debian("chrony"),
+        why: "judges the time servers of a VM, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -448,10 +448,10 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base \
-             nmap cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime haproxy \
-             chrony rpcbind nfs-ganesha nfs-ganesha-vfs",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base nmap \
+             cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy \
+             bindfs e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             rpcbind nfs-ganesha nfs-ganesha-vfs haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -138,6 +138,97 @@ impl Plan {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde calls it so")]
 fn hidden<T, S: Serializer>(secret: &Option<Secret<T>>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(|_secret| "***").serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use protocol::boot::BootArgs;
+
+    use super::current::{Current, CurrentLink};
+    use super::*;
+
+    /// Values that most keys take, good and odd.
+    fn value() -> impl Strategy<Value = String> {
+        let words = [
+            "0.0.0.0",
+            "10.1.1.1",
+            "10.1.1.254",
+            "169.254.3.7",
+            "203.0.113.1",
+            "255.255.255.255",
+            "224.0.0.1",
+            "127.0.0.1",
+            "255.255.255.0",
+            "0",
+            "8",
+            "32",
+            "128",
+            "true",
+            "false",
+            "dhcp",
+            "2001:db8::1",
+            "fe80::1",
+            "::",
+            "1500",
+            "65535",
+            "192.0.2.0/24",
+            "0.0.0.0/0",
+            "10.0.0.0/8,192.0.2.0/24",
+            "ms1.example",
+            "eth1",
+            "PRIMARY",
+            "255",
+            "hourly",
+        ];
+        prop_oneof![
+            Just(String::new()),
+            prop::sample::select(words.to_vec()).prop_map(str::to_owned)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_that_makes_sense_has_a_plan_whose_scripts_are_one_command_a_line(
+            vm_type in prop::sample::select(VmType::ALL.to_vec()),
+            hypervisor in prop::sample::select(Hypervisor::ALL.to_vec()),
+            values in prop::collection::vec(value(), 100),
+        ) {
+            let mut keys = SystemVm::known_keys(vm_type);
+            keys.extend(["eth1ip", "eth1mask", "eth2ip", "eth2mask", "eth3ip", "eth3mask"].map(str::to_owned));
+            let args: Vec<_> = keys.iter().zip(&values).filter(|(key, _)| *key != "type").collect();
+            // Without what is wrong, so that most lines make sense.
+            let is_good = |(key, value): &&(&String, &String)| {
+                let line = format!("type={vm_type} host=ms1 guid=x eth0ip=0.0.0.0 {key}={value}");
+                BootArgs::parse(line).is_ok_and(|args| SystemVm::parse(&args).is_ok())
+            };
+            let words: Vec<_> = args.iter().filter(is_good).map(|(key, value)| format!("{key}={value}")).collect();
+            let line = format!("host=ms1 guid=x type={vm_type} {}", words.join(" "));
+            let Ok(vm) = SystemVm::parse(&BootArgs::parse(&line).unwrap()) else { return Ok(()) };
+            let plan = Plan::of(&vm, hypervisor);
+            prop_assert_eq!(&plan, &Plan::of(&vm, hypervisor));
+            let links = (0..4).map(|index| CurrentLink {
+                name: format!("eth{index}"),
+                mac: None,
+                is_up: index % 2 == 0,
+                mtu: 1500,
+                ipv4: Vec::new(),
+                ipv6: Vec::new(),
+            });
+            let batch = plan.ip_batch(&Current { links: links.collect(), ..Current::default() });
+            for line in batch.lines() {
+                let first = line.split(' ').next().unwrap();
+                prop_assert!(["address", "link", "route", "rule"].contains(&first), "{}", line);
+            }
+            for route in &plan.routes {
+                prop_assert!(plan.links.iter().any(|link| link.name == route.link && link.up && !link.dhcp), "{:?}", route);
+                prop_assert_eq!(route.to, route.to.trunc());
+            }
+            prop_assert_eq!(plan.firewall.render().matches("policy drop").count(), 2);
+            prop_assert_eq!(plan.sshd.is_none(), plan.problems.iter().any(|problem| problem.contains("sshd")));
+        }
+    }
 }

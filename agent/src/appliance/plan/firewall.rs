@@ -176,12 +176,12 @@ const EGRESS: &str = r#"
 		accept comment "until rules come"
 	}
 "#;
-const MARKS: &str = r#"
+const MARKS: &str = r"
 	chain prerouting {
 		type filter hook prerouting priority mangle; policy accept;
 		meta mark set ct mark
 	}
-"#;
+";
 
 impl fmt::Display for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

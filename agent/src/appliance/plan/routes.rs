@@ -62,7 +62,10 @@ pub(super) fn routes(vm: &SystemVm, network: &Network) -> Vec<Route> {
         }
     }
     // On a VPC router the pod's gateway is reached by the control NIC, the only one at boot.
-    let pod = network.usable(if matches!(vm.role, Role::VpcRouter(_)) { 0 } else { 1 });
+    let pod = match vm.role {
+        Role::VpcRouter(_) => network.usable(0),
+        _ => network.usable(1),
+    };
     if let Some((gateway, link)) = machine.local_gateway.zip(pod) {
         for net in &machine.management_nets {
             routes.add(net.trunc(), gateway, link, "management");
