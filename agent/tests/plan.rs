@@ -213,3 +213,13 @@ fn spellings_of_a_line_that_mean_the_same_become_the_same_plan() {
         "the gateway is a neighbour of eth0"
     );
 }
+
+#[test]
+fn a_vm_that_has_become_a_vpc_router_needs_nothing_more_from_the_images_ip() {
+    // What `Current::question` printed in a VM of the image (iproute2 of Debian 13) that had been an SSVM before.
+    let printed = include_bytes!("plans/redundant-vpc-router.in-the-image.json");
+    let current = Current::read(printed).unwrap();
+    assert_eq!((current.links.len(), current.rules.len()), (4, 2));
+    let line = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/boot/redundant-vpc-router.cmdline");
+    assert_eq!(plan(&line).ip_batch(&current), "");
+}
