@@ -268,8 +268,14 @@ impl Source {
         if self.detected.hypervisor == Hypervisor::Other {
             self.detected = detected(&self.root, self.forced);
         }
-        let found = channel::look(&self.root, self.detected.hypervisor, self.named.as_ref()).await;
-        if let Some(line) = found.line.filter(|line| self.refused.as_ref() != Some(&line.text)) {
+        let found = channel::first(
+            &self.root,
+            self.detected.hypervisor,
+            self.named.as_ref(),
+            self.refused.as_ref(),
+        )
+        .await;
+        if let Some(line) = found.line {
             return Some(self.unless_known(line));
         }
         let now = Instant::now();
