@@ -1,10 +1,12 @@
 //! What the link to the management server is like, in a file: `agent check`, the screen and the guest channel read it, and so
 //! does whoever wonders why a VM is not Up. No secrets.
 
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use platform::files::{self, FileError};
+use platform::notify::Notifier;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -48,6 +50,23 @@ pub struct LinkStatus {
     pub links: u64,
 }
 
+impl Display for LinkStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let server = self.server.as_deref().unwrap_or("a management server");
+        let why = self
+            .last_error
+            .as_deref()
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
+        match self.state {
+            State::Connecting => write!(f, "Not connected to {server}{why}"),
+            State::Connected => write!(f, "Connected to {server}, which has not yet said that it is ready"),
+            State::Ready => write!(f, "Ready at {server}"),
+            State::Stopped => write!(f, "The agent has stopped{why}"),
+        }
+    }
+}
+
 /// Reads the status that an agent publishes; `None` when none runs that does.
 ///
 /// # Errors
@@ -79,9 +98,10 @@ pub enum BadLinkStatus {
     },
 }
 
-/// Writes the status when it changes.
+/// Tells the status when it changes: in the file, and to systemd.
 #[derive(Debug)]
 pub(crate) struct Publisher {
+    systemd: Notifier,
     file: Option<PathBuf>,
     status: LinkStatus,
     was_written: bool,
@@ -91,6 +111,7 @@ impl Publisher {
     /// `None` publishes nothing.
     pub(crate) fn new(file: Option<PathBuf>) -> Self {
         Self {
+            systemd: Notifier::from_env(),
             file,
             status: LinkStatus {
                 state: State::Connecting,
@@ -153,9 +174,11 @@ impl Publisher {
         if self.status.state != before.state {
             self.status.since = now();
         }
-        let Some(file) = self.file.as_ref().filter(|_| self.status != before) else {
+        if self.status == before {
             return;
-        };
+        }
+        self.systemd.status(&self.status.to_string());
+        let Some(file) = &self.file else { return };
         let bytes = serde_json::to_vec(&self.status).expect("plain data");
         // In memory: /run. Everybody may read it, no secret is in it.
         let written = files::replace(file, bytes, 0o644);

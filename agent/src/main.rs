@@ -11,7 +11,9 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{boot, check, cmdline, keystore, patch_watch, run, setup, ssh_gate};
+use commands::{
+    boot, check, cmdline, diagnostics, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status, upgrade,
+};
 
 /// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
 const SSVM_CHECK: &str = "ssvm-check.sh";
@@ -39,6 +41,10 @@ enum Command {
     SshGate(ssh_gate::SshGate),
     PatchWatch(patch_watch::PatchWatch),
     Run(run::Run),
+    Diagnostics(diagnostics::Diagnostics),
+    GuestChannel(guest_channel::GuestChannel),
+    Status(status::Status),
+    Upgrade(upgrade::Upgrade),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -50,9 +56,9 @@ async fn main() -> ExitCode {
     }
     crypto::install();
     match cli.command {
+        Command::Boot(args) => boot::run(args).await,
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
-        Command::Boot(args) => boot::run(args).await,
         Command::Cmdline(args) => cmdline::run(&args).await,
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,
@@ -62,6 +68,10 @@ async fn main() -> ExitCode {
         Command::SshGate(args) => ssh_gate::run(&args),
         Command::PatchWatch(args) => patch_watch::run(&args).await,
         Command::Run(args) => run::run(&args).await,
+        Command::Diagnostics(args) => diagnostics::run(&args).await,
+        Command::GuestChannel(args) => guest_channel::run(&args).await,
+        Command::Status(args) => status::run(&args).await,
+        Command::Upgrade(args) => upgrade::run(&args).await,
     }
 }
 

@@ -16,6 +16,7 @@
 //! | [`network`] | a network of the test's own, that VMs are attached to |
 //! | [`booted`] | a running VM: its console, monitor, guest agent, ports |
 //! | [`guest_agent`] | the client of the guest agent |
+//! | [`guest_channel`] | the host's end of the guest channel |
 //! | [`ssh`] | the host's way into a VM, over a network |
 //! | [`scan`] | which ports of a VM are open |
 //! | [`snapshot`] | VMs that start within seconds because they have booted before |
@@ -38,6 +39,7 @@ mod leftovers;
 
 pub mod booted;
 pub mod guest_agent;
+pub mod guest_channel;
 pub mod hardware;
 pub mod network;
 pub mod scan;

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 41] = [
+pub(crate) const ALL: [Tool; 43] = [
     CC,
     LIBC,
     Tool {
@@ -260,6 +260,16 @@ pub(crate) const ALL: [Tool; 41] = [
         sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
         source: Debian("nfs-ganesha-vfs"),
         why: "lets that server serve a directory",
+    },
+    Tool {
+        sign: File("/usr/sbin/haproxy"),
+        source: Debian("haproxy"),
+        why: "judges the configuration that routers start with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/chronyd"),
+        source: Debian("chrony"),
+        why: "judges the time servers of a VM, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -438,10 +448,10 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base \
-             nmap cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime rpcbind \
-             nfs-ganesha nfs-ganesha-vfs",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base nmap \
+             cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy \
+             bindfs e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             rpcbind nfs-ganesha nfs-ganesha-vfs haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

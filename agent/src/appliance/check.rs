@@ -26,7 +26,7 @@ mod network;
 mod service;
 pub mod ssvm_check;
 
-pub use look::Look;
+pub use look::{Line, Look};
 
 /// For all checks together.
 pub const LIMIT: Duration = Duration::from_secs(15);

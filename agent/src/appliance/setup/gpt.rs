@@ -180,7 +180,7 @@ mod tests {
 
     /// A disk as the image's builder lays it out: BIOS boot, ESP, root up to the end.
     async fn disk(path: &Path, mib: u64) -> File {
-        let script = "label: gpt\n\
+        let script = "label: gpt\nfirst-lba: 34\n\
                       start=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\n\
                       start=2048, size=4096, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n\
                       start=6144, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n";
@@ -236,7 +236,7 @@ mod tests {
         file.write_all_at(&growth.page, 0).unwrap();
 
         let (said, after) = judged(&path).await;
-        assert!(said.starts_with("No errors detected.\n"), "{said}");
+        assert!(said.contains("No errors detected.\n"), "{said}");
         let (before, after) = (&before["partitiontable"], &after["partitiontable"]);
         assert_eq!(after["lastlba"], 200 * MIB / SECTOR - 34);
         assert_eq!(after["id"], before["id"]);

@@ -55,6 +55,7 @@ fn dnsmasq_for_all() -> String {
     format!(
         "# Made by `agent setup`. What belongs to the networks is in dnsmasq.d/cloud.conf.\n\
          conf-dir=/etc/dnsmasq.d/,*.conf\n\
+         user=dnsmasq\n\
          # Interfaces come and go. Nobody is answered on one that is not named.\n\
          bind-dynamic\n\
          except-interface=lo\n\

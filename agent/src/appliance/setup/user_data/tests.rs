@@ -92,6 +92,8 @@ fn files_come_in_every_encoding_that_cloud_init_has() {
 
 #[test]
 fn commands_become_lines_of_sh_and_other_modules_are_named() {
+    let nothing = config("#cloud-config\n");
+    assert_eq!(nothing, CloudConfig::default());
     let config = config(
         "#cloud-config\npackages: [vim]\nruncmd:\n- echo \"$HOME\" > /tmp/x\n- [echo, \"it's\", 7, true]\nusers:\n- default\n",
     );
@@ -100,7 +102,6 @@ fn commands_become_lines_of_sh_and_other_modules_are_named() {
         Some("#!/bin/sh\necho \"$HOME\" > /tmp/x\n'echo' 'it'\\''s' '7' 'true'\n")
     );
     assert_eq!(config.ignored, ["packages", "users"]);
-    assert_eq!(tests::config("#cloud-config\n").script, None);
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn what_is_not_understood_is_named() {
     for (text, said) in [
         (
             "Content-Type: multipart/mixed; boundary=\"x\"\n",
-            "it begins with \"Content-Type: multipart/mixed; boundary\"; only a script (`#!`) or `#cloud-config` is \
+            "it begins with \"Content-Type: multipart/mixed; boundary=\"; only a script (`#!`) or `#cloud-config` is \
              understood here",
         ),
         ("#cloud-config\n- a\n", "the document: expected one table of keys"),
@@ -133,7 +134,7 @@ fn what_is_not_understood_is_named() {
     ] {
         assert_eq!(refused(text), said);
     }
-    let deep = format!("#cloud-config\na: {}\n", "[".repeat(5000));
+    let deep = format!("#cloud-config\na: {}\n", "[".repeat(100));
     assert_eq!(refused(&deep), "its YAML has too many levels");
     assert!(refused("#cloud-config\na: [\n").starts_with("it is not YAML: "));
 }
