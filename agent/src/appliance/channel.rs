@@ -135,11 +135,16 @@ pub struct Found {
 }
 
 /// The first channel that has a line. One that is known to make no sense does not count.
-pub async fn first(root: &Root, hypervisor: Hypervisor, named: Option<&PathBuf>, refused: Option<&Vec<u8>>) -> Found {
+pub async fn first(
+    root: &Root,
+    hypervisor: Hypervisor,
+    named: Option<&PathBuf>,
+    is_refused: impl Fn(&[u8]) -> bool,
+) -> Found {
     let mut found = Found::default();
     for look in all(root, hypervisor, named).await {
         match look.line {
-            Ok(Some(line)) if Some(&line.text) != refused => {
+            Ok(Some(line)) if !is_refused(&line.text) => {
                 found.line = Some(line);
                 break;
             }
