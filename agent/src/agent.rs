@@ -15,6 +15,7 @@ use crate::execution::{Executor, Finished};
 use crate::hosts::{Backoff, Hosts};
 use crate::keystore::{KeyStore, KeyStoreError};
 use crate::link::{Link, LinkError};
+use crate::link_status::Publisher;
 use crate::properties::Properties;
 use crate::registration::{Note, Registration};
 use crate::service::{Question, Server, Service};
@@ -57,6 +58,8 @@ pub struct Agent<S> {
     pub(crate) preferred_checked: bool,
     /// Seconds between looks for the preferred server; `None`: off.
     pub(crate) check_interval: Option<Duration>,
+    /// What others may know of the link.
+    pub(crate) status: Publisher,
     /// For the next start; written in turn, so that the last one counts.
     notes: mpsc::Sender<Note>,
     /// Their other end, until the agent runs.
@@ -129,6 +132,7 @@ impl<S: Service> Agent<S> {
             keystore,
             backoff: Backoff::new(config.timing.backoff, config.timing.longest_backoff),
             check_interval: config.timing.host_check,
+            status: Publisher::new(config.status.clone()),
             config,
             registration,
             executor,
@@ -186,31 +190,53 @@ impl<S: Service> Agent<S> {
                 .next_host()
                 .expect("Agent::new refuses an empty list, and HostList::from_str, too");
             let peer = format!("{host}:{}", self.config.port);
+            self.status.connecting(&peer);
             let span = info_span!("link", peer);
             let lost = self.connect_and_serve(&host, &mut stop).instrument(span.clone()).await;
             let entered = span.enter();
-            match lost {
-                Ok(Lost::Asked) => return Ended::Asked,
-                Ok(Lost::ByServer) => return Ended::ByServer,
+            let why = match lost {
+                Ok(Lost::Asked) => {
+                    self.status.stopped(None);
+                    return Ended::Asked;
+                }
+                Ok(Lost::ByServer) => {
+                    self.status
+                        .stopped(Some("the management server does not want this agent any more"));
+                    return Ended::ByServer;
+                }
                 Ok(Lost::Moving(to)) => {
                     info!(to, "Moving to another management server");
                     self.hosts.continue_with(&to);
                     continue;
                 }
-                Ok(Lost::Refused(reason)) => error!(error = reason, "The management server refused this agent"),
+                Ok(Lost::Refused(reason)) => {
+                    error!(error = reason, "The management server refused this agent");
+                    format!("the management server refused this agent: {reason}")
+                }
                 Ok(Lost::NoStartupAnswer) => {
                     self.startup_was_late = true;
                     warn!("The management server did not answer the startup command");
+                    "the management server did not answer the startup command".to_owned()
                 }
-                Ok(Lost::Silent(limit)) => warn!(?limit, "The management server does not answer pings"),
-                Ok(Lost::Broken(error)) => warn!(error = chain(&error), "Link lost"),
+                Ok(Lost::Silent(limit)) => {
+                    warn!(?limit, "The management server does not answer pings");
+                    format!("the management server did not answer pings for {limit:?}")
+                }
+                Ok(Lost::Broken(error)) => {
+                    let error = chain(&error);
+                    warn!(error, "Link lost");
+                    error
+                }
                 Err(error) => {
-                    warn!(error = chain(&error), "Cannot connect to the management server");
+                    let error = chain(&error);
+                    warn!(error, "Cannot connect to the management server");
                     self.hosts.failed();
+                    error
                 }
-            }
+            };
             drop(entered);
-            if self.wait_before_next_attempt(&mut stop).await {
+            if self.wait_before_next_attempt(&why, &mut stop).await {
+                self.status.stopped(None);
                 return Ended::Asked;
             }
         }
@@ -229,6 +255,7 @@ impl<S: Service> Agent<S> {
         let link = link?;
         self.hosts.succeeded();
         self.link += 1;
+        self.status.connected();
         info!(has_key_store = identity.is_some(), "Connected");
         let (lost, unsent) = Session::new(self, link, host).serve(stop).await;
         self.executor.disconnected();
@@ -254,10 +281,11 @@ impl<S: Service> Agent<S> {
     }
 
     /// Answers whether the agent shall stop.
-    async fn wait_before_next_attempt(&mut self, stop: &mut oneshot::Receiver<()>) -> bool {
+    async fn wait_before_next_attempt(&mut self, why: &str, stop: &mut oneshot::Receiver<()>) -> bool {
         let mut jitter = [128];
         let _ = getrandom::fill(&mut jitter);
         let delay = self.backoff.next_delay(jitter[0]);
+        self.status.lost(why, delay);
         info!(?delay, "Waiting before the next attempt");
         self.while_unconnected(tokio::time::sleep(delay), stop).await.is_none()
     }

@@ -1,12 +1,13 @@
 //! What an agent must know to start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::boot::{HostList, Role, SecondaryStorage, SystemVm, VmType};
 use protocol::session::{HostType, StartupCommand};
 
 use crate::keystore::SYSTEM_CA;
+use crate::link_status;
 use crate::properties::Properties;
 use crate::trust::TrustUnknown;
 
@@ -45,6 +46,8 @@ pub struct Config {
     /// Where new CA certificates go for the system's other programs, too; usually
     /// [`SYSTEM_CA`](crate::keystore::SYSTEM_CA).
     pub system_ca: Option<PathBuf>,
+    /// Where to tell others what the link is like; usually [`link_status::FILE`] where its directory is.
+    pub status: Option<PathBuf>,
     /// Time limits.
     pub timing: Timing,
 }
@@ -209,9 +212,16 @@ impl Config {
             directory,
             trust_unknown: TrustUnknown::Accept,
             system_ca: Some(SYSTEM_CA.into()),
+            status: status_file(),
             timing: Timing::default(),
         })
     }
+}
+
+/// systemd makes its directory for the unit of a system VM's program, and nobody else does.
+fn status_file() -> Option<PathBuf> {
+    let file = PathBuf::from(link_status::FILE);
+    file.parent().is_some_and(Path::is_dir).then_some(file)
 }
 
 #[derive(Clone, Default)]

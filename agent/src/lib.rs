@@ -9,6 +9,7 @@
 //! | [`service`] | what a program does for its server, and what it may ask |
 //! | [`hosts`] | which server next, and when |
 //! | [`link`] | one connection |
+//! | [`link_status`] | what the link is like, in a file for others |
 //! | `session` | one link's life: startup, ready, pings |
 //! | `execution` | commands beside the link |
 //! | `renewal` | certificates over the link |
@@ -24,6 +25,7 @@ mod execution;
 pub mod hosts;
 pub mod keystore;
 pub mod link;
+pub mod link_status;
 pub mod properties;
 pub mod registration;
 mod renewal;

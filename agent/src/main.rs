@@ -11,7 +11,12 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{cmdline, keystore, patch_watch, run, ssh_gate};
+use commands::{
+    boot, check, cmdline, diagnostics, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status, upgrade,
+};
+
+/// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
+const SSVM_CHECK: &str = "ssvm-check.sh";
 
 /// Commands of a system VM's agent.
 #[derive(Debug, Parser)]
@@ -23,12 +28,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Boot(boot::Boot),
+    Check(check::Check),
+    #[command(name = SSVM_CHECK)]
+    SsvmCheck(check::SsvmCheck),
     Cmdline(cmdline::Cmdline),
+    Setup(setup::Setup),
+    GrowDisk(setup::GrowDisk),
+    UserData(setup::UserData),
     KeystoreSetup(keystore::Setup),
     KeystoreCertImport(keystore::CertImport),
     SshGate(ssh_gate::SshGate),
     PatchWatch(patch_watch::PatchWatch),
     Run(run::Run),
+    Diagnostics(diagnostics::Diagnostics),
+    GuestChannel(guest_channel::GuestChannel),
+    Status(status::Status),
+    Upgrade(upgrade::Upgrade),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -40,12 +56,22 @@ async fn main() -> ExitCode {
     }
     crypto::install();
     match cli.command {
+        Command::Boot(args) => boot::run(args).await,
+        Command::Check(args) => check::run(&args).await,
+        Command::SsvmCheck(args) => check::ssvm(&args).await,
         Command::Cmdline(args) => cmdline::run(&args),
+        Command::Setup(args) => setup::run(&args).await,
+        Command::GrowDisk(args) => setup::grow_disk(&args).await,
+        Command::UserData(args) => setup::user_data(&args).await,
         Command::KeystoreSetup(args) => code(keystore::setup(&args).await),
         Command::KeystoreCertImport(args) => code(keystore::cert_import(&args).await),
         Command::SshGate(args) => ssh_gate::run(&args),
         Command::PatchWatch(args) => patch_watch::run(&args).await,
         Command::Run(args) => run::run(&args).await,
+        Command::Diagnostics(args) => diagnostics::run(&args).await,
+        Command::GuestChannel(args) => guest_channel::run(&args).await,
+        Command::Status(args) => status::run(&args).await,
+        Command::Upgrade(args) => upgrade::run(&args).await,
     }
 }
 
@@ -64,7 +90,7 @@ fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         .first()
         .and_then(|program| Path::new(program).file_name()?.to_str());
     let words: Vec<OsString> = match called {
-        Some(name) if SUBCOMMANDS.contains(&name) => vec![name.into()],
+        Some(name) if SUBCOMMANDS.contains(&name) || name == SSVM_CHECK => vec![name.into()],
         Some(name) if remote::find(name).is_some() => vec!["run".into(), "--".into(), name.into()],
         _ => return args,
     };

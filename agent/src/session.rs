@@ -383,6 +383,7 @@ impl<'a, S: Service> Session<'a, S> {
         self.is_ready = true;
         self.agent.transferred = false;
         self.agent.backoff.reset();
+        self.agent.status.ready();
         let host_id = self.agent.registration.host_id;
         // Sent again only to the same host row: the sequence means nothing to another one. A server that has given up
         // waiting ignores an unknown sequence (agent-protocol.md §4.6).

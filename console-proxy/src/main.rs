@@ -11,6 +11,7 @@ use console_proxy::config::{BadConfig, Config};
 use console_proxy::page::Page;
 use console_proxy::proxy::{Commanded, Ports, Proxy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use platform::notify::Notifier;
 use platform::{crypto, exit, logging, shutdown};
 use tracing::info;
 
@@ -100,8 +101,14 @@ async fn run(config: Config, page: Page) -> anyhow::Result<()> {
         Commanded(made)
     })?;
     let proxy = proxy.context("the agent has made its service")?;
+    let systemd = Arc::new(Notifier::from_env());
+    // A task of the runtime that serves: when none of its threads can run it, systemd hears nothing any more.
+    let alive = Arc::clone(&systemd);
+    tokio::spawn(async move { alive.prove_life().await });
+    systemd.ready();
     let stop = async {
         asked_to_stop.await;
+        systemd.stopping();
         proxy.drain().await;
     };
     if agent.run(stop).await? == Ended::ByServer {

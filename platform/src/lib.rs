@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod bundle;
 /// One TLS crypto provider for the whole program.
 pub mod crypto;
 pub mod duplex;
@@ -14,6 +15,7 @@ pub mod files;
 pub mod http;
 /// Log lines on standard error, for people, the journal or programs.
 pub mod logging;
+pub mod notify;
 /// Being asked to stop.
 pub mod shutdown;
 pub mod watch;

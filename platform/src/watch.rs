@@ -1,26 +1,36 @@
-//! Waiting for files to be written in a directory, without looking again and again.
+//! Hearing of files that others have finished writing into a directory.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 
-use crate::files::{FileError, failed};
-
-/// A directory whose new and rewritten files are noticed.
+/// A directory, and what has been written into it since [`Watch::new`].
 #[derive(Debug)]
-pub struct Watch(AsyncFd<Events>);
+pub struct Watch {
+    directory: PathBuf,
+    events: AsyncFd<Events>,
+    waiting: Vec<Written>,
+}
 
-/// Which files were written.
+/// Something was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
-    /// By name: each was closed after writing, or moved here. A name may be there more than once.
-    Files(Vec<OsString>),
-    /// So many that the kernel does not say which, or the directory itself is gone: look at all.
-    Unknown,
+    /// A file of this name was closed by a program that could write to it, or has got this name.
+    File(OsString),
+    /// More than the kernel counts: any file may have been.
+    Many,
+}
+
+/// Why a directory cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch the directory {directory}")]
+pub struct WatchError {
+    directory: PathBuf,
+    source: io::Error,
 }
 
 #[derive(Debug)]
@@ -33,66 +43,121 @@ impl AsRawFd for Events {
 }
 
 impl Watch {
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, because of types whose descriptor changes or closes; that of `Events` does not"
-    )]
-    /// From now on. Needs a runtime with I/O. Whoever wants to miss nothing looks at the files after this, not before.
-    pub fn directory(path: impl AsRef<Path>) -> Result<Self, FileError> {
-        let path = path.as_ref();
-        let start = || {
-            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-            let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
-            inotify.add_watch(path, written)?;
-            AsyncFd::new(Events(inotify))
-        };
-        start().map(Self).map_err(failed("watch the directory", path))
+    /// Everything that is written into the directory from now on is told, also before the first [`Watch::next`]. Must be
+    /// called on a tokio runtime.
+    pub fn new(directory: impl Into<PathBuf>) -> Result<Self, WatchError> {
+        let directory = directory.into();
+        match open(&directory) {
+            Ok(events) => Ok(Self {
+                directory,
+                events,
+                waiting: Vec::new(),
+            }),
+            Err(source) => Err(WatchError { directory, source }),
+        }
     }
 
-    /// Waits until files are written. May be dropped and called again.
-    pub async fn written(&self) -> io::Result<Written> {
-        loop {
-            let mut ready = self.0.readable().await?;
-            let Ok(read) = ready.try_io(|events| Ok(events.get_ref().0.read_events()?)) else {
-                continue; // a false alarm
-            };
-            // Events without a name are about the queue or the directory itself.
-            let names: Option<Vec<_>> = read?.into_iter().map(|event| event.name).collect();
-            return Ok(names.map_or(Written::Unknown, Written::Files));
+    /// The next file. May be dropped and called again: nothing is lost.
+    pub async fn next(&mut self) -> Result<Written, WatchError> {
+        while self.waiting.is_empty() {
+            let mut ready = self.events.readable().await.map_err(|source| self.failed(source))?;
+            match ready.try_io(|events| Ok(events.get_ref().0.read_events()?)) {
+                Ok(Ok(events)) => {
+                    for event in events.into_iter().rev() {
+                        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                            self.waiting.push(Written::Many);
+                        } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                            return Err(self.failed(io::Error::new(ErrorKind::NotFound, "it was removed")));
+                        } else if let Some(name) = event.name {
+                            self.waiting.push(Written::File(name));
+                        }
+                    }
+                }
+                Ok(Err(source)) => return Err(self.failed(source)),
+                Err(_would_block) => {}
+            }
+        }
+        Ok(self.waiting.pop().expect("the loop ends when there is one"))
+    }
+
+    fn failed(&self, source: io::Error) -> WatchError {
+        WatchError {
+            directory: self.directory.clone(),
+            source,
         }
     }
 }
 
+#[expect(
+    deprecated,
+    reason = "its successor is `unsafe`, against types whose descriptor changes; ours has one, and owns it"
+)]
+fn open(directory: &Path) -> io::Result<AsyncFd<Events>> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
+    inotify.add_watch(directory, flags)?;
+    AsyncFd::new(Events(inotify))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::Write;
     use std::time::Duration;
 
     use tokio::time::timeout;
 
     use super::*;
-    use crate::files::replace;
 
-    #[tokio::test]
-    async fn a_file_is_noticed_when_it_is_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let watch = Watch::directory(directory.path()).unwrap();
-        let _ = replace(directory.path().join("moved-here"), "text", 0o600).unwrap();
-        let mut names = Vec::new();
-        while !names.iter().any(|name| name == "moved-here") {
-            match watch.written().await.unwrap() {
-                Written::Files(more) => names.extend(more),
-                Written::Unknown => panic!("two events are not too many"),
-            }
-        }
-        let open = std::fs::File::create(directory.path().join("closed")).unwrap();
-        timeout(Duration::from_millis(20), watch.written()).await.unwrap_err();
-        drop(open);
-        assert_eq!(watch.written().await.unwrap(), Written::Files(vec!["closed".into()]));
+    async fn next(watch: &mut Watch) -> Written {
+        timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap()
     }
 
     #[tokio::test]
-    async fn a_missing_directory_is_named() {
-        let error = Watch::directory("/nowhere/at/all").unwrap_err();
-        assert_eq!(error.to_string(), "cannot watch the directory /nowhere/at/all");
+    async fn a_file_is_told_when_its_writer_closes_it_and_not_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(directory.path()).unwrap();
+        let mut file = File::create(directory.path().join("cmdline")).unwrap();
+        file.write_all(b"type=").unwrap();
+        timeout(Duration::from_millis(50), watch.next())
+            .await
+            .expect_err("it is still open");
+        drop(file);
+        assert_eq!(next(&mut watch).await, Written::File("cmdline".into()));
+
+        let file = OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(directory.path().join("cmdline"));
+        drop(file.unwrap());
+        assert_eq!(next(&mut watch).await, Written::File("cmdline".into()));
+    }
+
+    #[tokio::test]
+    async fn files_are_told_in_their_order_with_the_names_they_get() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(directory.path()).unwrap();
+        File::create(directory.path().join("a")).unwrap();
+        std::fs::rename(directory.path().join("a"), directory.path().join("b")).unwrap();
+        assert_eq!(next(&mut watch).await, Written::File("a".into()));
+        assert_eq!(next(&mut watch).await, Written::File("b".into()));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_not_there_or_goes_away_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        let error = Watch::new(&missing).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot watch the directory {}", missing.display())
+        );
+
+        let mut watch = Watch::new(directory.path()).unwrap();
+        directory.close().unwrap();
+        timeout(Duration::from_secs(10), watch.next())
+            .await
+            .unwrap()
+            .unwrap_err();
     }
 }

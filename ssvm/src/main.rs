@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::agent::{Agent, Ended};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use platform::notify::Notifier;
 use platform::{crypto, exit, files, logging, shutdown};
 use protocol::boot::{BootArgs, SystemVm};
 use ssvm::service::{Boot, Storage};
@@ -118,8 +120,14 @@ async fn run(boot: Boot, settings: Settings) -> anyhow::Result<()> {
     let stop = shutdown::signal();
     let storage = Storage::start(&boot, &settings).await?;
     let agent = Agent::new(boot.agent, |_server| storage.clone()).context("starting the agent link")?;
+    let systemd = Arc::new(Notifier::from_env());
+    // A task of the runtime that does the work: when none of its threads can run it, systemd hears nothing any more.
+    let alive = Arc::clone(&systemd);
+    tokio::spawn(async move { alive.prove_life().await });
+    systemd.ready();
     info!("Serving secondary storage");
     let ended = agent.run(stop).await?;
+    systemd.stopping();
     storage.stop();
     if ended == Ended::ByServer {
         info!("The management server ended this agent");

@@ -4,10 +4,13 @@
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
 //! | [`console`] | the console page, compared with the machine behind it |
+//! | [`management`] | a management server for VMs that a test starts |
+//! | [`nfs`] | a real NFS server in a test's network |
 //! | [`page`] | the management server's page |
 //! | [`programs`] | where the built programs are |
 //! | [`python`] | clients from PyPI |
 //! | [`qmp`] | what a machine in QEMU really shows |
+//! | [`site`] | the networks of a hypervisor host, and the system VMs of the spec's examples |
 //! | [`source`] | a web server with images: throttled, with ranges, able to misbehave |
 //! | [`up`] | a zone that `cargo xtask up` has started |
 //! | [`vm`] | system VMs under QEMU, as a hypervisor host starts and treats them |
@@ -18,10 +21,13 @@
 
 pub mod browser;
 pub mod console;
+pub mod management;
+pub mod nfs;
 pub mod page;
 pub mod programs;
 pub mod python;
 pub mod qmp;
+pub mod site;
 pub mod source;
 pub mod up;
 pub mod vm;

@@ -16,7 +16,9 @@
 //! | [`network`] | a network of the test's own, that VMs are attached to |
 //! | [`booted`] | a running VM: its console, monitor, guest agent, ports |
 //! | [`guest_agent`] | the client of the guest agent |
+//! | [`guest_channel`] | the host's end of the guest channel |
 //! | [`ssh`] | the host's way into a VM, over a network |
+//! | [`scan`] | which ports of a VM are open |
 //! | [`snapshot`] | VMs that start within seconds because they have booted before |
 //! | `evidence` | what is kept of a VM whose test fails |
 //!
@@ -37,8 +39,10 @@ mod leftovers;
 
 pub mod booted;
 pub mod guest_agent;
+pub mod guest_channel;
 pub mod hardware;
 pub mod network;
+pub mod scan;
 pub mod snapshot;
 pub mod ssh;
 
@@ -296,8 +300,8 @@ impl Iso {
     }
 }
 
-/// Where one run of a VM has its files and sockets. Short, since the path of a socket has at most 107 bytes.
-fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
+/// Where one run of a VM (or of a server) has its files and sockets. Short, since the path of a socket has at most 107 bytes.
+pub(crate) fn run_directory() -> anyhow::Result<Arc<tempfile::TempDir>> {
     const KIND: &str = "vm";
     for entry in std::fs::read_dir(std::env::temp_dir())?.filter_map(Result::ok) {
         if leftovers::is_abandoned(KIND, &entry.file_name().to_string_lossy()) {

@@ -42,6 +42,9 @@ pub(crate) struct Image {
     /// Which files to make, such as qcow2,vhd; without it all
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
+    /// The workspace was built just now, and `image-builder` with it.
+    #[arg(skip)]
+    has_builder: bool,
     #[command(flatten)]
     pub(crate) install: Install,
 }
@@ -53,12 +56,13 @@ Examples:
   cargo xtask image --offline          with the packages of an earlier run";
 
 impl Image {
-    /// What `cargo xtask test` needs.
+    /// What `cargo xtask test` needs, which has built the workspace before.
     pub(crate) fn for_tests(install: Install) -> Self {
         Self {
             offline: false,
             mirror: Vec::new(),
             formats: Vec::new(),
+            has_builder: true,
             install,
         }
     }
@@ -77,7 +81,7 @@ pub(crate) async fn ensure(wanted: &Image) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(parts).with_context(|| format!("making {PARTS}"))?;
     let programs = programs::build(&parts.join("programs")).await?;
     let extra = extra(&novnc, &parts.join("extra"))?;
-    let builder = builder().await?;
+    let builder = builder(wanted.has_builder).await?;
 
     let directory = Path::new(DIRECTORY);
     let lock = usable_lock(&builder, wanted, parts).await?;
@@ -108,8 +112,13 @@ pub(crate) async fn ensure(wanted: &Image) -> anyhow::Result<PathBuf> {
 }
 
 /// In the profile of tests, which have it built anyway; what it writes does not depend on how it was compiled.
-async fn builder() -> anyhow::Result<PathBuf> {
-    must_succeed(&Cmd::new("cargo").args(["build", "--package", "image-builder"])).await?;
+///
+/// Not again when the workspace was built: for one package alone cargo chooses other features of dependencies, and compiles
+/// half of them once more.
+async fn builder(is_built: bool) -> anyhow::Result<PathBuf> {
+    if !is_built {
+        must_succeed(&Cmd::new("cargo").args(["build", "--package", "image-builder"])).await?;
+    }
     Ok("target/debug/image-builder".into())
 }
 

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 40] = [
+pub(crate) const ALL: [Tool; 46] = [
     CC,
     LIBC,
     Tool {
@@ -147,11 +147,6 @@ pub(crate) const ALL: [Tool; 40] = [
         why: "is what hosts log in to, in tests",
     },
     Tool {
-        sign: File("/usr/sbin/haproxy"),
-        source: Debian("haproxy"),
-        why: "is asked how busy it is, in tests",
-    },
-    Tool {
         sign: Program("arping"),
         source: Debian("iputils-arping"),
         why: "is what an administrator runs in a VM, in tests",
@@ -160,6 +155,16 @@ pub(crate) const ALL: [Tool; 40] = [
         sign: Program("traceroute"),
         source: Debian("traceroute"),
         why: "is what an administrator runs in a VM, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/dnsmasq"),
+        source: Debian("dnsmasq-base"),
+        why: "is the resolver of a zone, in tests",
+    },
+    Tool {
+        sign: Program("nmap"),
+        source: Debian("nmap"),
+        why: "looks for open ports of VMs, in tests",
     },
     Tool {
         sign: Program("cpio"),
@@ -255,6 +260,31 @@ pub(crate) const ALL: [Tool; 40] = [
         sign: Program("faketime"),
         source: Debian("faketime"),
         why: "gives an image builder another date, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/rpcbind"),
+        source: Debian("rpcbind"),
+        why: "tells NFS clients where the server is, in tests",
+    },
+    Tool {
+        sign: File("/usr/bin/ganesha.nfsd"),
+        source: Debian("nfs-ganesha"),
+        why: "is the NFS server that our image mounts stores from, in tests",
+    },
+    Tool {
+        sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
+        source: Debian("nfs-ganesha-vfs"),
+        why: "lets that server serve a directory",
+    },
+    Tool {
+        sign: File("/usr/sbin/haproxy"),
+        source: Debian("haproxy"),
+        why: "judges the configuration that routers start with, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/chronyd"),
+        source: Debian("chrony"),
+        why: "judges the time servers of a VM, in tests",
     },
     RUSTFMT,
     CLIPPY,
@@ -434,8 +464,9 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client openssh-server \
-             haproxy iputils-arping traceroute cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime",
+             iputils-arping traceroute dnsmasq-base nmap cpio fdisk dosfstools genisoimage xz-utils \
+             bzip2 zip unzip p7zip-full minisign tinyproxy bindfs e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             rpcbind nfs-ganesha nfs-ganesha-vfs haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

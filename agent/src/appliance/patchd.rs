@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::io;
 use std::time::Duration;
 
-use platform::files::FileError;
 use platform::logging::chain;
-use platform::watch::{Watch, Written};
+use platform::watch::{Watch, WatchError, Written};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
@@ -27,10 +25,7 @@ const RETRY: Duration = Duration::from_secs(30);
 pub enum PatchdError {
     /// The directory cannot be watched.
     #[error(transparent)]
-    Directory(#[from] FileError),
-    /// The kernel ended the watch.
-    #[error("cannot go on watching {UPLOADS}")]
-    Lost(#[source] io::Error),
+    Directory(#[from] WatchError),
 }
 
 /// Puts right what is not, takes what is there, and waits for more. Returns only when the directory cannot be watched.
@@ -48,14 +43,14 @@ pub async fn run(root: &Root) -> Result<Infallible, PatchdError> {
     patch::remove_leftovers(root);
     loop {
         // Watch first, then look: what is written in between is seen twice, not never.
-        let watch = Watch::directory(root.path(UPLOADS))?;
+        let mut watch = Watch::new(root.path(UPLOADS))?;
         info!(directory = UPLOADS, "Watching for uploads");
-        follow(root, &watch).await?;
+        follow(root, &mut watch).await?;
     }
 }
 
 /// Until the kernel has lost track.
-async fn follow(root: &Root, watch: &Watch) -> Result<(), PatchdError> {
+async fn follow(root: &Root, watch: &mut Watch) -> Result<(), PatchdError> {
     let mut left = sweep(root, &[SCRIPTS, AGENT_ZIP, SCRIPT].into());
     loop {
         let Some(mut written) = next(watch, !left.is_empty()).await? else {
@@ -68,7 +63,7 @@ async fn follow(root: &Root, watch: &Watch) -> Result<(), PatchdError> {
 
 /// The uploads that were written, once it is quiet; `None` when the kernel cannot say. When something is left to do, no
 /// longer than [`RETRY`].
-async fn next(watch: &Watch, is_something_left: bool) -> Result<Option<BTreeSet<&'static str>>, PatchdError> {
+async fn next(watch: &mut Watch, is_something_left: bool) -> Result<Option<BTreeSet<&'static str>>, PatchdError> {
     let mut written = BTreeSet::new();
     let mut last = is_something_left.then(|| Instant::now() + RETRY);
     let mut quiet = None;
@@ -76,31 +71,27 @@ async fn next(watch: &Watch, is_something_left: bool) -> Result<Option<BTreeSet<
         let until = [quiet, last].into_iter().flatten().min();
         let event = async {
             match until {
-                Some(until) => timeout_at(until, watch.written()).await.ok(),
-                None => Some(watch.written().await),
+                Some(until) => timeout_at(until, watch.next()).await.ok(),
+                None => Some(watch.next().await),
             }
         };
         match event.await {
             None => return Ok(Some(written)),
-            Some(Ok(Written::Unknown)) => return Ok(None),
-            Some(Ok(Written::Files(names))) => {
-                let before = written.len();
+            Some(Ok(Written::Many)) => return Ok(None),
+            Some(Ok(Written::File(name))) => {
                 let uploads = [SCRIPTS, AGENT_ZIP, SCRIPT];
-                written.extend(
-                    uploads
-                        .iter()
-                        .filter(|upload| names.iter().any(|name| name == **upload)),
-                );
-                if !written.is_empty() {
-                    quiet = Some(Instant::now() + QUIET);
-                }
-                if before == 0 && !written.is_empty() {
+                let Some(upload) = uploads.into_iter().find(|upload| name == **upload) else {
+                    continue;
+                };
+                if written.is_empty() {
                     last = Some(Instant::now() + MAX_DELAY);
                 }
+                written.insert(upload);
+                quiet = Some(Instant::now() + QUIET);
             }
             Some(Err(error)) => {
                 sleep_until(Instant::now() + QUIET).await; // never in a tight loop
-                return Err(PatchdError::Lost(error));
+                return Err(error.into());
             }
         }
     }

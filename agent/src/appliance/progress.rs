@@ -1,6 +1,7 @@
 //! How far the boot is. `agent boot` and `agent setup` write it, a file each; the guest channel, the screen, `agent check` and
 //! whoever wonders why a VM is not up read both.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use platform::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 
+use super::cloud_log;
 use super::root::{RUN, Root};
 
 /// More than all steps with all their details.
@@ -57,6 +59,35 @@ pub enum Outcome {
     Failed,
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hypervisor => "hypervisor",
+            Self::Line => "line",
+            Self::Arguments => "arguments",
+            Self::Firewall => "firewall",
+            Self::Network => "network",
+            Self::Ssh => "ssh",
+            Self::Disk => "disk",
+            Self::Settings => "settings",
+            Self::Services => "services",
+            Self::UserData => "user-data",
+            Self::Ready => "ready",
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        })
+    }
+}
+
 /// One step, as far as it has got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -73,20 +104,44 @@ pub struct Entry {
 /// The steps of one program, kept in a file.
 #[derive(Debug)]
 pub struct Progress {
+    root: Root,
+    program: String,
     file: PathBuf,
     entries: Vec<Entry>,
+}
+
+impl Step {
+    /// Its name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hypervisor => "hypervisor",
+            Self::Line => "boot arguments",
+            Self::Arguments => "their meaning",
+            Self::Firewall => "firewall",
+            Self::Network => "network",
+            Self::Ssh => "ssh",
+            Self::Disk => "disk",
+            Self::Settings => "kernel settings",
+            Self::Services => "services",
+            Self::UserData => "user data",
+            Self::Ready => "ready",
+        }
+    }
 }
 
 impl Progress {
     /// An empty one. `program` is `boot` or `setup`.
     pub fn new(root: &Root, program: &str) -> Self {
         Self {
+            root: root.clone(),
+            program: program.to_owned(),
             file: root.path(RUN).join(format!("{program}.json")),
             entries: Vec::new(),
         }
     }
 
-    /// Says how a step is going. Whether that could be written does not decide whether the boot goes on: it is logged.
+    /// Says how a step is going: here, in the journal, and in `/var/log/cloud.log`. Whether that could be written does not
+    /// decide whether the boot goes on: it is logged.
     pub fn set(&mut self, step: Step, outcome: Outcome, detail: impl Into<String>) {
         let entry = Entry {
             step,
@@ -94,6 +149,7 @@ impl Progress {
             at_ms: since_start(),
             detail: detail.into().chars().take(MAX_DETAIL).collect(),
         };
+        self.log(&entry);
         match self.entries.iter_mut().find(|known| known.step == step) {
             Some(known) => *known = entry,
             None => self.entries.push(entry),
@@ -104,6 +160,18 @@ impl Progress {
                 "Cannot tell how far the boot is"
             );
         }
+    }
+
+    fn log(&self, entry: &Entry) {
+        let Entry {
+            step, outcome, detail, ..
+        } = entry;
+        match outcome {
+            Outcome::Running => return,
+            Outcome::Waiting | Outcome::Done => tracing::info!(%step, %outcome, detail, "Boot goes on"),
+            Outcome::Failed => tracing::warn!(%step, %outcome, detail, "A step of the boot failed"),
+        }
+        cloud_log::append(&self.root, &self.program, &format!("{step} {outcome}: {detail}"));
     }
 
     fn write(&self) -> Result<(), FileError> {
@@ -123,6 +191,18 @@ pub fn read(root: &Root) -> Vec<Entry> {
     }
     entries.sort_by_key(|entry| entry.step);
     entries
+}
+
+/// Whether all is done.
+pub fn is_ready(entries: &[Entry]) -> bool {
+    let ready = |entry: &Entry| entry.step == Step::Ready && entry.outcome == Outcome::Done;
+    entries.iter().any(ready)
+}
+
+/// What stands in the way: the first step that has failed or waits.
+pub fn problem(entries: &[Entry]) -> Option<&Entry> {
+    let stands = |entry: &&Entry| matches!(entry.outcome, Outcome::Waiting | Outcome::Failed);
+    entries.iter().find(stands)
 }
 
 /// Milliseconds since the kernel started.
@@ -151,5 +231,10 @@ mod tests {
             .map(|entry| (entry.step, entry.outcome))
             .collect();
         assert_eq!(steps, [(Step::Line, Outcome::Done), (Step::Services, Outcome::Failed)]);
+        assert_eq!(problem(&read(&root)).unwrap().step, Step::Services);
+        assert!(!is_ready(&read(&root)));
+        setup.set(Step::Services, Outcome::Done, "");
+        setup.set(Step::Ready, Outcome::Done, "");
+        assert!(is_ready(&read(&root)) && problem(&read(&root)).is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use platform::{exit, files};
-use protocol::boot::{BootArgs, SystemVm};
+use protocol::boot::{BadBootArgs, BootArgs, SystemVm};
 
 /// More than any hypervisor can hand over.
 const MAX_LINE: u64 = 1 << 20;
@@ -31,12 +31,7 @@ pub(crate) fn run(cmdline: &Cmdline) -> ExitCode {
         Ok(line) => line,
         Err(error) => return exit::failed(&error),
     };
-    let args = if *xen {
-        BootArgs::parse_xen(line)
-    } else {
-        BootArgs::parse(line)
-    };
-    match args.and_then(|args| SystemVm::parse(&args)) {
+    match parse(&line, *xen) {
         Ok(vm) => {
             let mut text = String::new();
             writeln!(text, "{vm:#?}").expect("a String takes everything");
@@ -49,7 +44,18 @@ pub(crate) fn run(cmdline: &Cmdline) -> ExitCode {
     }
 }
 
-fn read_line(file: &Path) -> anyhow::Result<Vec<u8>> {
+/// Bytes of a line, as a system VM; or all that is wrong with them.
+pub(crate) fn parse(line: &[u8], is_xen: bool) -> Result<SystemVm, BadBootArgs> {
+    let args = if is_xen {
+        BootArgs::parse_xen(line)
+    } else {
+        BootArgs::parse(line)
+    };
+    SystemVm::parse(&args?)
+}
+
+/// From a file, or for `-` from standard input.
+pub(crate) fn read_line(file: &Path) -> anyhow::Result<Vec<u8>> {
     if file == Path::new("-") {
         let mut line = Vec::new();
         std::io::stdin()

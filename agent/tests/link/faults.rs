@@ -96,6 +96,7 @@ fn start(hosts: &str, port: u16, timing: Timing) -> Running {
         directory: files.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
         system_ca: None,
+        status: None,
         timing,
     };
     let service = Slow::default();

@@ -124,6 +124,7 @@ async fn replay(session: &str, ping_interval: i64) {
         directory: files.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
         system_ca: None,
+        status: None,
         timing: Timing::default(),
     };
     let (stop, stopped) = oneshot::channel::<()>();

@@ -97,6 +97,11 @@ impl BootArgs {
         pairs.filter(|(_, value)| is_present(value))
     }
 
+    /// The values that must stay out of logs, errors and whatever else people are shown.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.iter().filter(|(key, _)| is_secret(key)).map(|(_, value)| value)
+    }
+
     /// Words without `=`: harmless (a kernel command line has some, a domain list with spaces makes some), worth a log
     /// line.
     pub fn stray_words(&self) -> &[String] {

@@ -24,6 +24,12 @@ macro_rules! checked_text {
             }
         }
 
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
@@ -61,7 +67,7 @@ impl DnsName {
 
 impl InterfaceName {
     /// `eth0`, `eth1`, …
-    pub(super) fn eth(index: u8) -> Self {
+    pub fn eth(index: u8) -> Self {
         Self(format!("eth{index}"))
     }
 }

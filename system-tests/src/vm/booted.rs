@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use platform::exec::{Cmd, Running};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -96,6 +98,19 @@ impl Booted {
             ..self.places.clone()
         };
         Self::start(self.vm.clone(), Arc::clone(&self.directory), places, &[]).await
+    }
+
+    /// Cuts its power: what the guest has not flushed to its disk may be lost. [`Booted::start_again`] gives it back.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn cut_power(&self) -> anyhow::Result<()> {
+        let mut qemu = self.qemu.lock().await;
+        if let Some(group) = qemu.id().and_then(|id| i32::try_from(id).ok()) {
+            killpg(Pid::from_raw(group), Signal::SIGKILL).context("killing QEMU")?;
+            qemu.wait().await?;
+        }
+        Ok(())
     }
 
     /// Waits until the guest agent answers.

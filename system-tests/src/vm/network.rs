@@ -113,8 +113,7 @@ impl Net {
     /// # Panics
     /// When `work` does.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let path = self.path();
-        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let namespace = self.open()?;
         thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNET)?;
@@ -122,7 +121,13 @@ impl Net {
             });
             worker.join().expect("the work inside does not panic")
         })
-        .with_context(|| format!("entering {}", path.display()))
+        .with_context(|| format!("entering {}", self.path().display()))
+    }
+
+    /// For setns(2).
+    pub(crate) fn open(&self) -> anyhow::Result<File> {
+        let path = self.path();
+        File::open(&path).with_context(|| format!("opening {}", path.display()))
     }
 
     /// As `ip netns` shows it.

@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use platform::exec::{Cmd, ExecError};
+use platform::exec::{Cmd, ExecError, Exited};
 use tempfile::TempDir;
 
 use super::network::Net;
@@ -16,13 +17,14 @@ pub const PORT: &str = "3922";
 /// A login under emulation takes one to three seconds.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A key pair, and the VM that it should open.
-#[derive(Debug)]
+/// A key pair, and the VM that it should open. Clones have the same key.
+#[derive(Clone, Debug)]
 pub struct Ssh {
     net: Net,
     address: String,
     options: Vec<String>,
-    directory: TempDir,
+    limit: Duration,
+    directory: Arc<TempDir>,
 }
 
 impl Ssh {
@@ -35,7 +37,8 @@ impl Ssh {
             net: net.clone(),
             address: address.to_owned(),
             options: Vec::new(),
-            directory: tempfile::tempdir().context("making a directory for a key")?,
+            limit: LIMIT,
+            directory: Arc::new(tempfile::tempdir().context("making a directory for a key")?),
         };
         Cmd::new("ssh-keygen")
             .args(["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-C", "test", "-f"])
@@ -53,10 +56,26 @@ impl Ssh {
         Ok(fs::read_to_string(self.key().with_extension("pub"))?)
     }
 
+    /// The same key for another address.
+    #[must_use]
+    pub fn at(&self, address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// Sets an option of ssh_config(5): `Ciphers=aes128-ctr`.
     #[must_use]
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());
+        self
+    }
+
+    /// For one command; a minute unless set.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
         self
     }
 
@@ -70,6 +89,18 @@ impl Ssh {
             .client("ssh")
             .args(["-p", PORT, "--", &self.root_at(), command_line]);
         Ok(self.net.command(ssh).run().await?.text())
+    }
+
+    /// As [`Ssh::run`], but any exit is an answer: what exactly came back. The command line reads `input`.
+    ///
+    /// # Errors
+    /// `ssh` does not start or does not end.
+    pub async fn exec(&self, command_line: &str, input: &[u8]) -> Result<Exited, ExecError> {
+        let ssh = self
+            .client("ssh")
+            .args(["-p", PORT, "--", &self.root_at(), command_line])
+            .stdin(input);
+        self.net.command(ssh).run_to_exit().await
     }
 
     /// Copies files into a directory of the VM with their modes, with the protocol of scp before OpenSSH 9 if `legacy`.
@@ -113,7 +144,7 @@ impl Ssh {
             .args(["-F", "none", "-i"])
             .arg(self.key())
             .args(options.flat_map(|option| ["-o", option]))
-            .time_limit(LIMIT)
+            .time_limit(self.limit)
     }
 
     fn root_at(&self) -> String {

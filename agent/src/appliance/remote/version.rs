@@ -28,11 +28,11 @@ pub(super) async fn answer(root: &Root) -> Reply {
 
 async fn ready(root: &Root) {
     let marker = root.path(BOOT_UP_DONE);
-    let Ok(watch) = Watch::directory(root.path(UPLOADS)) else {
+    let Ok(mut watch) = Watch::new(root.path(UPLOADS)) else {
         return; // without the directory nothing will come
     };
     while !marker.exists() {
-        if watch.written().await.is_err() {
+        if watch.next().await.is_err() {
             return;
         }
     }

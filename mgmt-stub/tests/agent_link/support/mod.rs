@@ -233,6 +233,7 @@ pub(crate) fn ssvm(number: u32, server: SocketAddr, directory: &TempDir) -> Conf
         directory: directory.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
         system_ca: None,
+        status: None,
         timing: Timing {
             backoff: Duration::from_millis(20),
             longest_backoff: Duration::from_millis(100),

@@ -1,0 +1,93 @@
+//! The guest channel of a real VM, before it has a network: what its host reads there and may ask.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
+use std::time::Duration;
+
+use serde_json::json;
+use system_tests::vm::guest_channel::{GuestChannel, PORT};
+use system_tests::vm::{Format, Nic, Vm};
+
+/// From the start of QEMU, under emulation on a busy machine.
+const BOOT: Duration = Duration::from_mins(6);
+/// For something to happen in a VM that runs.
+const LIMIT: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+async fn a_host_learns_over_the_channel_why_a_vm_is_not_up_and_ends_it() {
+    let vm = Vm::new(Format::Qcow2)
+        .nic(Nic::unplugged("02:00:4c:9f:00:05"))
+        .port(PORT)
+        .start()
+        .await
+        .unwrap();
+    let mut host = GuestChannel::connect(&vm).await.unwrap();
+
+    // No boot arguments at all: it waits for them, and says so.
+    let waits = |progress: &system_tests::vm::guest_channel::BootProgress| {
+        progress
+            .steps
+            .iter()
+            .any(|step| step.step == "line" && step.outcome == "waiting")
+    };
+    let progress = host.boot_until(BOOT, waits).await.unwrap();
+    assert!(!progress.ready);
+    assert!(progress.problem.unwrap().starts_with("boot arguments: "));
+    let beat = host.heartbeat().await.unwrap();
+    assert!(beat.free_ram.parse::<u64>().unwrap() > 100, "{beat:?}");
+    assert!(beat.memory["mem_total"].as_u64().unwrap() > 400_000, "{beat:?}");
+    let name = host.next("host-name", LIMIT).await.unwrap();
+    assert_eq!(name["name"], "sysvm");
+
+    let report = host.run_check(1).await.unwrap();
+    assert_eq!(report.outcome, "error");
+    let line = report.findings.iter().find(|finding| finding.check == "line").unwrap();
+    assert_eq!(line.what, "the host has not given any boot arguments");
+    assert!(line.todo.is_some());
+
+    // Bad ones: every problem is told.
+    vm.agent_up(LIMIT).await.unwrap();
+    host.forget();
+    vm.pass_cmdline("type=consoleproxy name=v-2-VM guid=Proxy.2 eth1ip=10.0.0.300 vncport=99999")
+        .await
+        .unwrap();
+    let has_failed = |progress: &system_tests::vm::guest_channel::BootProgress| {
+        progress
+            .steps
+            .iter()
+            .any(|step| step.step == "arguments" && step.outcome == "failed")
+    };
+    let progress = host.boot_until(LIMIT, has_failed).await.unwrap();
+    let problem = progress.problem.unwrap();
+    for wrong in ["host: missing", "eth1ip=\"10.0.0.300\"", "vncport=\"99999\""] {
+        assert!(problem.contains(wrong), "{wrong}: {problem}");
+    }
+
+    // A host that goes and comes back, and one that talks nonsense.
+    drop(host);
+    let mut host = GuestChannel::connect(&vm).await.unwrap();
+    host.boot_until(LIMIT, has_failed).await.unwrap();
+    host.send_bytes(b"nonsense\n").await.unwrap();
+    let error = host.next("error", LIMIT).await.unwrap();
+    assert!(error["reason"].as_str().unwrap().contains("not a message"), "{error:?}");
+    host.send(json!({"__name__": "echo", "n": 7})).await.unwrap();
+    assert_eq!(host.next("echo", LIMIT).await.unwrap()["n"], 7);
+
+    // The clock, and everything that helps to find a fault.
+    let moved = host.set_time(1_900_000_000_000).await.unwrap();
+    assert!(moved > 0);
+    assert!(vm.text(&["date", "+%s"]).await.unwrap().starts_with("19000"));
+    let text = host.diagnostics(2).await.unwrap();
+    for part in [
+        "==== agent check\n",
+        "table inet sysvm",
+        "Guest channel",
+        "==== ip rule\n0:",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+
+    host.shut_down().await.unwrap();
+    host.next("session-shutdown", LIMIT).await.unwrap();
+    vm.ended(LIMIT).await.unwrap();
+}
