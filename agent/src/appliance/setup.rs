@@ -279,12 +279,17 @@ async fn do_user_data(root: &Root, told: &Told) -> anyhow::Result<String> {
     let result = root.path(RUN).join(USER_DATA_RESULT);
     fs::remove_file(&result).ok();
     let start = Cmd::new("systemctl").args(["start", "cs-user-data.service"]);
-    match start.time_limit(USER_DATA_LIMIT).run().await {
-        Ok(_) => {}
-        Err(ExecError::TimedOut { .. }) => {
-            return Ok("still running; see `journalctl -u cs-user-data`".to_owned());
+    let start = start.time_limit(USER_DATA_LIMIT);
+    // The first call may only have waited for the user data of boot arguments before these.
+    for _ in 0..2 {
+        match start.run().await {
+            Ok(_) if first_start::is_begun(root, &told.name(), bytes) => break,
+            Ok(_) => {}
+            Err(ExecError::TimedOut { .. }) => {
+                return Ok("still running; see `journalctl -u cs-user-data`".to_owned());
+            }
+            Err(failure) => return Err(failure.into()),
         }
-        Err(failure) => return Err(failure.into()),
     }
     let said = files::read_limited(&result, MAX_LINE)?.context("cs-user-data.service has left no result")?;
     anyhow::ensure!(said.is_empty(), "{}", String::from_utf8_lossy(&said).trim_end());
