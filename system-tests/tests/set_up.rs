@@ -76,7 +76,10 @@ async fn becomes(vm: &Booted, unit: &str, wanted: &str) {
     let mut found = state(vm, unit).await;
     while found != wanted {
         if started.elapsed() > LIMIT {
-            let log = vm.text(&["journalctl", "--boot", "--output=cat", "--unit", unit]).await.unwrap();
+            let log = vm
+                .text(&["journalctl", "--boot", "--output=cat", "--unit", unit])
+                .await
+                .unwrap();
             panic!("{unit} is {found}, not {wanted}: {log}");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -86,9 +89,15 @@ async fn becomes(vm: &Booted, unit: &str, wanted: &str) {
 
 async fn set_up(vm: &Booted, line: &str) {
     vm.pass_cmdline(line).await.unwrap();
-    let ran = vm.run_within(SETUP_LIMIT, &["systemctl", "restart", "cs-setup"]).await.unwrap();
+    let ran = vm
+        .run_within(SETUP_LIMIT, &["systemctl", "restart", "cs-setup"])
+        .await
+        .unwrap();
     if ran.code != Some(0) {
-        let log = vm.text(&["journalctl", "--boot", "--output=cat", "--unit=cs-setup"]).await.unwrap();
+        let log = vm
+            .text(&["journalctl", "--boot", "--output=cat", "--unit=cs-setup"])
+            .await
+            .unwrap();
         panic!("{} {}\n{log}", ran.stdout, ran.stderr);
     }
 }
@@ -119,7 +128,10 @@ async fn a_vm_becomes_what_each_line_says_with_its_disk_its_services_and_its_use
         for unit in inactive {
             becomes(&vm, unit, "inactive").await;
         }
-        let failed = vm.text(&["systemctl", "list-units", "--failed", "--no-legend", "--plain"]).await.unwrap();
+        let failed = vm
+            .text(&["systemctl", "list-units", "--failed", "--no-legend", "--plain"])
+            .await
+            .unwrap();
         assert_eq!(failed, "", "{line}");
         if line.contains("type=consoleproxy") {
             console_proxy(&vm).await;
@@ -134,7 +146,11 @@ async fn a_vm_becomes_what_each_line_says_with_its_disk_its_services_and_its_use
     // Again, with the same line: whoever runs goes on.
     let pid = |unit: &'static str| {
         let vm = &vm;
-        async move { vm.text(&["systemctl", "show", "--property=MainPID", "--value", unit]).await.unwrap() }
+        async move {
+            vm.text(&["systemctl", "show", "--property=MainPID", "--value", unit])
+                .await
+                .unwrap()
+        }
     };
     let before = pid("haproxy").await;
     vm.text(&["systemctl", "restart", "cs-setup"]).await.unwrap();
@@ -147,15 +163,26 @@ async fn console_proxy(vm: &Booted) {
     // Its user data ran, and does not run again.
     vm.text(&["rm", "/root/userdata-ran"]).await.unwrap();
     vm.text(&["systemctl", "restart", "cs-setup"]).await.unwrap();
-    assert_ne!(vm.run(&["test", "-e", "/root/userdata-ran"]).await.unwrap().code, Some(0));
-    let properties = vm.read("/usr/local/cloud/systemvm/conf/agent.properties").await.unwrap();
+    assert_ne!(
+        vm.run(&["test", "-e", "/root/userdata-ran"]).await.unwrap().code,
+        Some(0)
+    );
+    let properties = vm
+        .read("/usr/local/cloud/systemvm/conf/agent.properties")
+        .await
+        .unwrap();
     assert!(properties.contains("\nguid=Proxy.2\n"), "{properties}");
     assert!(!properties.contains("keystore_password"), "{properties}");
     let lists = vm.read("/var/cache/cloud/enabled_svcs").await.unwrap();
     assert!(lists.contains("cs-console-proxy"), "{lists}");
     // systemd hears from the program that it is ready and alive.
     let said = vm
-        .text(&["systemctl", "show", "--property=Type,WatchdogUSec,NRestarts", "cs-console-proxy"])
+        .text(&[
+            "systemctl",
+            "show",
+            "--property=Type,WatchdogUSec,NRestarts",
+            "cs-console-proxy",
+        ])
         .await
         .unwrap();
     for line in ["Type=notify", "WatchdogUSec=2min", "NRestarts=0"] {
@@ -165,12 +192,18 @@ async fn console_proxy(vm: &Booted) {
 
 async fn router(vm: &Booted) {
     // What health checks look at (§8.3).
-    for (file, program) in [("/var/run/dnsmasq/dnsmasq.pid", "dnsmasq"), ("/var/run/haproxy.pid", "haproxy")] {
+    for (file, program) in [
+        ("/var/run/dnsmasq/dnsmasq.pid", "dnsmasq"),
+        ("/var/run/haproxy.pid", "haproxy"),
+    ] {
         let pid = vm.read(file).await.unwrap();
         let name = vm.read(&format!("/proc/{}/comm", pid.trim())).await.unwrap();
         assert_eq!(name.trim(), program, "{file}");
     }
-    let most = vm.text(&["sysctl", "--values", "net.netfilter.nf_conntrack_max"]).await.unwrap();
+    let most = vm
+        .text(&["sysctl", "--values", "net.netfilter.nf_conntrack_max"])
+        .await
+        .unwrap();
     assert_ne!(most.trim(), "1000000");
     assert!(most.trim().parse::<u64>().unwrap() >= 65_536, "{most}");
 }

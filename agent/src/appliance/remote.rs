@@ -10,13 +10,26 @@ use platform::files;
 
 use super::root::Root;
 
+mod alerts;
+mod collect;
+mod diagnostics;
 mod files_and_names;
+mod health;
+mod interface;
+mod load_balancer;
+mod nics;
+mod options;
+mod redact;
+mod redundancy;
+mod units;
+mod usage;
 mod version;
+mod vpn;
 
 /// Where the names are.
 pub const DIRECTORY: &str = "/opt/cloud/bin";
 /// What they are links to.
-pub const PROGRAM: &str = "/usr/lib/sysvm/bin/agent";
+pub const PROGRAM: &str = "/usr/lib/sysvm/current/agent";
 
 /// One name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +45,23 @@ pub struct Command {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
-    Patched,
-    Version,
+    Alerts,
     BumpPriority,
+    CheckRedundancy,
+    CheckVpn,
+    CheckVpns,
+    CleanUp,
+    Collect,
+    Diagnostics,
+    Health,
+    IsWritable,
+    LoadBalancer,
+    ManageService,
+    Patched,
+    SetMtu,
+    Usage,
+    Version,
+    VpcUsage,
     /// Of the router's configuration, which this image cannot do yet.
     Router,
 }
@@ -48,11 +75,82 @@ pub const COMMANDS: &[Command] = &[
         what: What::BumpPriority,
     },
     Command {
+        name: "checkbatchs2svpn.sh",
+        usage: "PEER...",
+        about: "Prints PEER:CODE:TEXT& for each address of a VPN peer; 0 is connected, 11 is not.",
+        what: What::CheckVpns,
+    },
+    Command {
+        name: "checkrouter.sh",
+        usage: "",
+        about: "Prints Status: and PRIMARY, BACKUP, FAULT (keepalived does not run) or UNKNOWN (a VPC router without networks).",
+        what: What::CheckRedundancy,
+    },
+    Command {
+        name: "checks2svpn.sh",
+        usage: "PEER",
+        about: "Says whether the VPN to one peer is connected; exit code 11 when it is not.",
+        what: What::CheckVpn,
+    },
+    Command {
+        name: "cleanup.sh",
+        usage: "PATH",
+        about: "Deletes a file that get_diagnostics_files.py has made, and no other.",
+        what: What::CleanUp,
+    },
+    Command {
+        name: "diagnostics.py",
+        usage: "ping|ping6|arping|traceroute|traceroute6 ADDRESS [OPTION...]",
+        about: "Runs the tool and prints what it printed, its errors and its exit code, && between them.",
+        what: What::Diagnostics,
+    },
+    Command {
+        name: "filesystem_writable_check.py",
+        usage: "",
+        about: "Says whether a file can be written in /root; exit code 1 when not.",
+        what: What::IsWritable,
+    },
+    Command {
+        name: "getRouterAlerts.sh",
+        usage: "[DATE TIME]",
+        about: "Prints the lines of /var/log/routerServiceMonitor.log that are newer, the characters \\n after each, or No Alerts.",
+        what: What::Alerts,
+    },
+    Command {
+        name: "getRouterMonitorResults.sh",
+        usage: "true|false",
+        about: "Prints the results of the router's health checks, with true after running them.",
+        what: What::Health,
+    },
+    Command {
+        name: "get_diagnostics_files.py",
+        usage: "FILE|iptables|ipaddr|iprule|iproute|[NAME ARGS]...",
+        about: "Collects files and states without their secrets, and prints the path of the zip file.",
+        what: What::Collect,
+    },
+    Command {
+        name: "get_haproxy_stats.sh",
+        usage: "ADDRESS PORT",
+        about: "Prints the current sessions of a load-balancing rule's servers that are up, on average.",
+        what: What::LoadBalancer,
+    },
+    Command {
         name: "get_template_version.sh",
         usage: "",
-        about: "Waits until the VM is ready, at most 240 s, and prints the image's version, &, and the SHA-512 of the scripts \
-                that the management server has sent.",
+        about: "Waits until the VM is ready, at most 240 s, and prints the image's version, &, and the SHA-512 of the scripts that the management server has sent.",
         what: What::Version,
+    },
+    Command {
+        name: "manage_service.sh",
+        usage: "start|stop|restart|reload|try-restart|status SERVICE",
+        about: "Does with a service what systemctl does.",
+        what: What::ManageService,
+    },
+    Command {
+        name: "netusage.sh",
+        usage: "-c | -g [-l ADDRESS] | -r | -a ethN | -d ethN",
+        about: "Counts the bytes of a router's public NIC: -c begins, -g prints sent, received, and both for the router itself.",
+        what: What::Usage,
     },
     Command {
         name: "patched.sh",
@@ -65,6 +163,18 @@ pub const COMMANDS: &[Command] = &[
         usage: "FILE [false]",
         about: "Not there yet: configures a virtual router.",
         what: What::Router,
+    },
+    Command {
+        name: "update_interface_config.sh",
+        usage: "ADDRESS PREFIX MTU [SECONDS]",
+        about: "Gives the NIC with the address another MTU, waiting for the NIC for so long, and prints its name.",
+        what: What::SetMtu,
+    },
+    Command {
+        name: "vpc_netusage.sh",
+        usage: "-l ADDRESS (-c -v CIDR | -g | -r | -d | -n)",
+        about: "Counts the bytes of a VPC router's public NIC.",
+        what: What::VpcUsage,
     },
     Command {
         name: "vr_cfg.sh",
@@ -121,9 +231,23 @@ impl Command {
             return Reply::ok(self.help());
         }
         match self.what {
-            What::Patched => files_and_names::patched(args),
-            What::Version => version::answer(root).await,
+            What::Alerts => alerts::answer(root, args),
             What::BumpPriority => files_and_names::bump_priority(root),
+            What::CheckRedundancy => redundancy::answer(root),
+            What::CheckVpn => vpn::check(root, args).await,
+            What::CheckVpns => vpn::check_batch(root, args).await,
+            What::CleanUp => files_and_names::clean_up(root, args),
+            What::Collect => collect::answer(root, args).await,
+            What::Diagnostics => diagnostics::answer(args).await,
+            What::Health => health::answer(root, args).await,
+            What::IsWritable => files_and_names::is_writable(root),
+            What::LoadBalancer => load_balancer::answer(root, args).await,
+            What::ManageService => units::manage(args).await,
+            What::Patched => files_and_names::patched(args),
+            What::SetMtu => interface::set_mtu(args).await,
+            What::Usage => usage::isolated(args).await,
+            What::Version => version::answer(root).await,
+            What::VpcUsage => usage::vpc(args).await,
             What::Router => Reply::failed(
                 1,
                 format!(
@@ -186,7 +310,9 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("\"opt/cloud/bin/")?.split_once("\" = "))
             .collect();
-        let wanted = names().into_iter().map(|name| (name, "\"/usr/lib/sysvm/bin/agent\""));
+        let wanted = names()
+            .into_iter()
+            .map(|name| (name, "\"/usr/lib/sysvm/current/agent\""));
         assert_eq!(links, wanted.collect());
     }
 

@@ -106,7 +106,7 @@ impl Told {
 pub async fn run(root: &Root) -> Result<bool, NoVm> {
     unmark(root);
     let told = Told::read(root)?;
-    let plan = Plan::of(&told.vm, Hypervisor::detect(root).hypervisor);
+    let plan = Plan::of(&told.vm, hypervisor(root));
     fs::create_dir_all(root.path(RUN)).ok();
     let mut steps = Steps {
         progress: Progress::new(root, "setup"),
@@ -118,6 +118,17 @@ pub async fn run(root: &Root) -> Result<bool, NoVm> {
     steps.take_lightly(Step::UserData, do_user_data(root, &told)).await;
     steps.take(Step::Ready, async { mark_ready(root) }).await;
     Ok(steps.is_good)
+}
+
+/// As `agent boot` has found or was told.
+fn hypervisor(root: &Root) -> Hypervisor {
+    let told = files::read_limited(root.path(RUN).join("hypervisor"), MAX_MEMINFO)
+        .ok()
+        .flatten();
+    let told = String::from_utf8(told.unwrap_or_default()).unwrap_or_default();
+    told.trim()
+        .parse()
+        .unwrap_or_else(|_| Hypervisor::detect(root).hypervisor)
 }
 
 struct Steps {
@@ -306,4 +317,90 @@ pub async fn first_start(root: &Root) -> Result<(), NoVm> {
     }
     let _ = files::replace(root.path(RUN).join(USER_DATA_RESULT), said, 0o600)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::appliance::progress;
+
+    /// A VM's files, without systemd: the type has no services of ours.
+    fn vm(line: &str) -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        for path in ["var/cache/cloud", "proc/self", "run/sysvm", "etc/systemd/system"] {
+            fs::create_dir_all(root.path(path)).unwrap();
+        }
+        let mounts = "22 1 0:31 / / rw - overlay overlay rw\n";
+        for (path, text) in [(LINE, line), (BOOT_UP_DONE, "old\n"), ("/proc/self/mountinfo", mounts)] {
+            let _ = files::replace(root.path(path), text, 0o600).unwrap();
+        }
+        (directory, root)
+    }
+
+    fn outcomes(root: &Root) -> Vec<(Step, Outcome)> {
+        let entries = progress::read(root);
+        entries.into_iter().map(|entry| (entry.step, entry.outcome)).collect()
+    }
+
+    #[tokio::test]
+    async fn one_step_that_fails_keeps_no_other_from_being_done() {
+        let (_directory, root) = vm("type=cksnode name=k-1-VM");
+        assert!(!run(&root).await.unwrap(), "there is no /proc/meminfo");
+        assert_eq!(
+            outcomes(&root),
+            [
+                (Step::Disk, Outcome::Done),
+                (Step::Settings, Outcome::Failed),
+                (Step::Services, Outcome::Done),
+                (Step::UserData, Outcome::Done),
+                (Step::Ready, Outcome::Done),
+            ]
+        );
+        let mark = fs::read_to_string(root.path(BOOT_UP_DONE)).unwrap();
+        assert!(mark.contains(" UTC 20"), "{mark}");
+        assert_eq!(
+            fs::read_to_string(root.path("/var/cache/cloud/enabled_svcs")).unwrap(),
+            "\n"
+        );
+
+        let _ = files::replace(root.path("/proc/meminfo"), "MemTotal: 500000 kB\n", 0o644).unwrap();
+        assert!(run(&root).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn user_data_that_makes_no_sense_is_told_and_is_no_failure_of_the_set_up() {
+        // base64 of `#include http://…`.
+        let (_directory, root) = vm("type=cksnode userdata=I2luY2x1ZGUgaHR0cDovL3g=");
+        let _ = files::replace(root.path("/proc/meminfo"), "MemTotal: 500000 kB\n", 0o644).unwrap();
+        assert!(run(&root).await.unwrap());
+        let told = progress::read(&root);
+        let told = told.iter().find(|entry| entry.step == Step::UserData).unwrap();
+        assert_eq!(
+            (told.outcome, told.detail.as_str()),
+            (
+                Outcome::Failed,
+                "the user data is ignored: it begins with \"#include http://x\"; only a script (`#!`) or `#cloud-config` is \
+                 understood here"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_line_or_with_a_bad_one_the_mark_of_an_earlier_start_goes_all_the_same() {
+        for (line, said) in [
+            (
+                "\n",
+                "there are no boot arguments in /var/cache/cloud/cmdline yet; `agent boot` waits for them",
+            ),
+            (
+                "type=cksnode dns1=x",
+                "1 boot argument(s) need fixing\n  dns1=\"x\": expected the IPv4 address of a DNS server",
+            ),
+        ] {
+            let (_directory, root) = vm(line);
+            assert_eq!(run(&root).await.unwrap_err().to_string(), said);
+            assert!(!root.path(BOOT_UP_DONE).exists());
+        }
+    }
 }

@@ -1,0 +1,138 @@
+//! `checkbatchs2svpn.sh` and `checks2svpn.sh`: which site-to-site tunnels are up (router.md §2.4, §4.13).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use platform::exec::Cmd;
+
+use super::{Reply, units};
+use crate::appliance::root::Root;
+
+/// Servers want the answer within a second, and ask again after thirty.
+const LIMIT: Duration = Duration::from_secs(5);
+/// As the original: no tunnel.
+const DOWN: u8 = 11;
+const UP_TEXT: &str = "IPsec SA found;Site-to-site VPN have connected";
+const DOWN_TEXT: &str = "IPsec SA not found;Site-to-site VPN have not connected";
+
+/// `checkbatchs2svpn.sh PEER…`: `peer:code:text&` for each, and no line end.
+pub(super) async fn check_batch(root: &Root, args: &[String]) -> Reply {
+    let up = established(root).await;
+    Reply::ok(args.iter().fold(String::new(), |text, peer| {
+        let (code, words) = if is_up(&up, peer) {
+            (0, UP_TEXT)
+        } else {
+            (DOWN, DOWN_TEXT)
+        };
+        text + &format!("{peer}:{code}:{words}&")
+    }))
+}
+
+/// `checks2svpn.sh PEER`.
+pub(super) async fn check(root: &Root, args: &[String]) -> Reply {
+    let Some(peer) = args.first() else {
+        return Reply::failed(1, "the address of a peer is needed");
+    };
+    let is_up = is_up(&established(root).await, peer);
+    Reply {
+        stdout: format!("{}\n", if is_up { UP_TEXT } else { DOWN_TEXT }).into_bytes(),
+        code: if is_up { 0 } else { DOWN },
+        ..Reply::default()
+    }
+}
+
+/// The connection of a peer is `vpn-` and its address.
+fn is_up(up: &BTreeSet<String>, peer: &str) -> bool {
+    peer.parse::<IpAddr>().is_ok() && up.contains(&format!("vpn-{peer}"))
+}
+
+/// The names of all connections that have an IKE SA.
+async fn established(root: &Root) -> BTreeSet<String> {
+    // Starting swanctl only to hear that there is no charon takes time.
+    if !units::has_processes(root, "strongswan.service") {
+        return BTreeSet::new();
+    }
+    let list = Cmd::new("swanctl").args(["--list-sas", "--raw"]).time_limit(LIMIT);
+    match list.run().await {
+        Ok(output) => read(&output.text()),
+        Err(_) => BTreeSet::new(),
+    }
+}
+
+/// Reads `swanctl --list-sas --raw`: `list-sa event {NAME {uniqueid=1 version=2 state=ESTABLISHED … child-sas {…}}}`.
+fn read(raw: &str) -> BTreeSet<String> {
+    let events = raw.split("list-sa event {").skip(1);
+    events
+        .filter_map(|event| {
+            let (name, facts) = event.split_once('{')?;
+            // The tunnels inside have states, too.
+            let of_ike = facts.split("child-sas").next()?;
+            let mut words = of_ike.split_ascii_whitespace();
+            words
+                .any(|word| word == "state=ESTABLISHED")
+                .then(|| name.trim().to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RAW: &str = "list-sa event {vpn-198.51.100.200 {uniqueid=1 version=2 state=ESTABLISHED local-host=203.0.113.30 \
+                       local-port=500 remote-host=198.51.100.200 child-sas {vpn-198.51.100.200-1 {name=vpn-198.51.100.200 \
+                       state=INSTALLED mode=TUNNEL}}}}\n\
+                       list-sa event {vpn-198.51.100.201 {uniqueid=2 version=2 state=CONNECTING local-host=203.0.113.30 \
+                       child-sas {x {state=ESTABLISHED}}}}\nlist-sas reply {}\n";
+
+    #[test]
+    fn only_established_ike_sas_count() {
+        assert_eq!(read(RAW), ["vpn-198.51.100.200".to_owned()].into());
+        assert_eq!(read("list-sas reply {}\n"), BTreeSet::new());
+    }
+
+    /// apache/cloudstack CheckS2SVpnConnectionsAnswer: splits at `&`, then at `:` into three.
+    #[tokio::test]
+    async fn the_server_reads_a_code_for_each_peer() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        assert_eq!(check_batch(&root, &[]).await, Reply::ok(""));
+        let peers = ["198.51.100.200", "198.51.100.201"].map(str::to_owned);
+        let answer = check_batch(&root, &peers).await;
+        let text = String::from_utf8(answer.stdout).unwrap();
+        assert!(!text.contains('\n'));
+        let parts: Vec<Vec<_>> = text
+            .trim_end_matches('&')
+            .split('&')
+            .map(|part| part.split(':').collect())
+            .collect();
+        assert_eq!(
+            parts,
+            [
+                [
+                    "198.51.100.200",
+                    "11",
+                    "IPsec SA not found;Site-to-site VPN have not connected"
+                ],
+                [
+                    "198.51.100.201",
+                    "11",
+                    "IPsec SA not found;Site-to-site VPN have not connected"
+                ],
+            ]
+        );
+        assert_eq!(check(&root, &peers[..1]).await.code, 11);
+        assert_eq!(check(&root, &[]).await.code, 1);
+        assert!(is_up(&read(RAW), "198.51.100.200") && !is_up(&read(RAW), "198.51.100.201"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_output_makes_it_panic(raw: String) {
+            let _names = read(&raw);
+        }
+    }
+}
