@@ -9,6 +9,7 @@ use agent::agent::{Agent, Ended};
 use agent::config::{Config, Kind, Timing};
 use agent::keystore::KeyStore;
 use agent::link::Link;
+use agent::link_status::{self, LinkStatus, State};
 use agent::service::Service;
 use agent::trust::{TrustUnknown, client_config};
 use protocol::answer::{Answer, AnswerBody};
@@ -210,7 +211,7 @@ async fn make_ready(link: &mut FakeLink) {
 
 #[tokio::test]
 async fn the_agent_says_what_its_link_is_like() {
-    let server = FakeServer::start().await;
+    let server = FakeServer::listen().await;
     let agent = start("127.0.0.1", server.port(), quick());
     let mut link = accept_and_answer(&server, 60).await;
     let address = format!("127.0.0.1:{}", server.port());
