@@ -121,9 +121,11 @@ pub fn finish(mut tree: Tree, recipe: &Recipe, additions: &Additions) -> Result<
         put(&mut tree, &format!("usr/bin/{name}"), Entry::symlink(link))?;
         put(&mut tree, &path, Entry::file(0o755, program.clone()))?;
     }
-    // An upgrade replaces the second link; the first, as all of usr, never changes.
-    put(&mut tree, CURRENT, Entry::symlink(format!("/{CURRENT_IN_VAR}")))?;
-    put(&mut tree, CURRENT_IN_VAR, Entry::symlink(format!("/{PROGRAMS}")))?;
+    if !additions.programs.is_empty() {
+        // An upgrade replaces the second link; the first, as all of usr, never changes.
+        put(&mut tree, CURRENT, Entry::symlink(format!("/{CURRENT_IN_VAR}")))?;
+        put(&mut tree, CURRENT_IN_VAR, Entry::symlink(format!("/{PROGRAMS}")))?;
+    }
     for (path, mode, contents) in &additions.files {
         put(&mut tree, path, Entry::file(*mode, contents.clone()))?;
     }
