@@ -15,6 +15,7 @@
 //! | [`remote`] | what hosts run by name under `/opt/cloud/bin` |
 //! | [`addresses`] | which addresses this machine has now |
 //! | [`check`] | is this VM well, and if not, what is to be done |
+//! | [`diagnostics`] | all that helps to find a fault |
 //! | [`guest_channel`] | what a host and a VM tell each other before there is any network |
 //! | [`screen`] | what a person at the console sees |
 //! | [`upgrade`] | new programs for a VM that runs |
@@ -28,6 +29,7 @@ pub mod boot;
 pub mod channel;
 pub mod check;
 mod cloud_log;
+pub mod diagnostics;
 pub mod gate;
 pub mod guest_channel;
 pub mod hypervisor;

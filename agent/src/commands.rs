@@ -3,6 +3,7 @@
 pub(crate) mod boot;
 pub(crate) mod check;
 pub(crate) mod cmdline;
+pub(crate) mod diagnostics;
 pub(crate) mod guest_channel;
 pub(crate) mod keystore;
 pub(crate) mod patch_watch;

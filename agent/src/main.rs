@@ -11,7 +11,9 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{boot, check, cmdline, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status, upgrade};
+use commands::{
+    boot, check, cmdline, diagnostics, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status, upgrade,
+};
 
 /// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
 const SSVM_CHECK: &str = "ssvm-check.sh";
@@ -39,6 +41,7 @@ enum Command {
     SshGate(ssh_gate::SshGate),
     PatchWatch(patch_watch::PatchWatch),
     Run(run::Run),
+    Diagnostics(diagnostics::Diagnostics),
     GuestChannel(guest_channel::GuestChannel),
     Status(status::Status),
     Upgrade(upgrade::Upgrade),
@@ -65,6 +68,7 @@ async fn main() -> ExitCode {
         Command::SshGate(args) => ssh_gate::run(&args),
         Command::PatchWatch(args) => patch_watch::run(&args).await,
         Command::Run(args) => run::run(&args).await,
+        Command::Diagnostics(args) => diagnostics::run(&args).await,
         Command::GuestChannel(args) => guest_channel::run(&args).await,
         Command::Status(args) => status::run(&args).await,
         Command::Upgrade(args) => upgrade::run(&args).await,

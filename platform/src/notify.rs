@@ -3,7 +3,7 @@
 //! Without systemd, or in a unit that is not `Type=notify`, there is nobody to tell, and every call does nothing.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -26,15 +26,12 @@ pub struct Notifier {
 impl Notifier {
     /// Takes the socket and the watchdog's time from the environment that systemd gives to a service.
     pub fn from_env() -> Self {
-        Self::new(
-            env::var_os("NOTIFY_SOCKET"),
-            env::var_os("WATCHDOG_USEC"),
-            env::var_os("WATCHDOG_PID"),
-        )
+        let [socket, usec, pid] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"].map(env::var_os);
+        Self::new(socket.as_deref(), usec.as_deref(), pid.as_deref())
     }
 
-    fn new(socket: Option<OsString>, watchdog_usec: Option<OsString>, watchdog_pid: Option<OsString>) -> Self {
-        let socket = socket.and_then(|path| match connect(&path) {
+    fn new(socket: Option<&OsStr>, watchdog_usec: Option<&OsStr>, watchdog_pid: Option<&OsStr>) -> Self {
+        let socket = socket.and_then(|path| match connect(path) {
             Ok(socket) => Some(socket),
             Err(error) => {
                 warn!(error = error.to_string(), socket = %path.display(), "Cannot tell systemd how this service is");
@@ -42,8 +39,8 @@ impl Notifier {
             }
         });
         // The variables are inherited: what is meant for another process is not for this one.
-        let is_ours = number(watchdog_pid.as_deref()).is_none_or(|pid| pid == u64::from(std::process::id()));
-        let watchdog = number(watchdog_usec.as_deref()).filter(|usec| is_ours && *usec > 0);
+        let is_ours = number(watchdog_pid).is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number(watchdog_usec).filter(|usec| is_ours && *usec > 0);
         Self {
             socket,
             watchdog: watchdog.map(Duration::from_micros),
@@ -150,7 +147,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = manager(&path);
-        let notifier = Notifier::new(Some(path.into()), None, None);
+        let notifier = Notifier::new(Some(path.as_os_str()), None, None);
         notifier.ready();
         assert_eq!(told(&manager), "READY=1");
         notifier.status(&format!("one line\nonly {}", "x".repeat(1000)));
@@ -167,7 +164,7 @@ mod tests {
         let name = format!("sysvm-notify-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
-        Notifier::new(Some(format!("@{name}").into()), None, None).ready();
+        Notifier::new(Some(OsStr::new(&format!("@{name}"))), None, None).ready();
         assert_eq!(told(&manager), "READY=1");
     }
 
@@ -177,10 +174,11 @@ mod tests {
         let path = directory.path().join("notify");
         let manager = manager(&path);
         let new = |pid: u32| {
+            let pid = pid.to_string();
             Notifier::new(
-                Some(path.clone().into()),
-                Some("90000".into()),
-                Some(pid.to_string().into()),
+                Some(path.as_os_str()),
+                Some(OsStr::new("90000")),
+                Some(OsStr::new(&pid)),
             )
         };
         let ours = new(std::process::id());
@@ -198,8 +196,8 @@ mod tests {
 
     #[tokio::test]
     async fn without_systemd_nothing_happens() {
-        for socket in [None, Some("relative".into()), Some("/no/such/socket".into())] {
-            let alone = Notifier::new(socket, Some("90000".into()), None);
+        for socket in [None, Some("relative"), Some("/no/such/socket")] {
+            let alone = Notifier::new(socket.map(OsStr::new), Some(OsStr::new("90000")), None);
             alone.ready();
             assert_eq!(alone.beat(), None);
         }

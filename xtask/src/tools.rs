@@ -448,10 +448,10 @@ mod tests {
         let wanted = [
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
-             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base \
-             nmap cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
-             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime rpcbind \
-             nfs-ganesha nfs-ganesha-vfs haproxy chrony",
+             qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client dnsmasq-base nmap \
+             cpio fdisk dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy \
+             bindfs e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             rpcbind nfs-ganesha nfs-ganesha-vfs haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",
         ];

@@ -3,7 +3,9 @@
 //! The order: first the firewall, so that nothing is open that should not be; then the network; then keys and sshd's
 //! address. What fails is told and the rest goes on: a VM without a route can still be reached and asked why.
 
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use platform::exec::{Cmd, ExecError};
 use platform::files::FileError;
@@ -124,6 +126,15 @@ fn report<T>(progress: &mut Progress, step: Step, done: Result<T, ApplyError>, s
         Ok(done) => progress.set(step, Outcome::Done, said(done)),
         Err(error) => progress.set(step, Outcome::Failed, platform::logging::chain(&error).to_string()),
     }
+}
+
+/// A directory that everybody may enter, with those above it; the umask does not count.
+fn make(path: &Path) -> Result<(), ApplyError> {
+    let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755)));
+    made.map_err(|source| ApplyError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Of what nobody waits for.

@@ -7,7 +7,7 @@
 //! | `port` | the device, and whether a host is there |
 //! | `session` | one host, until it goes |
 //! | `machine` | what is told of this machine |
-//! | `diagnostics` | all that helps to find a fault |
+//! | `work` | who runs checks and diagnostics |
 
 use std::path::Path;
 use std::pin::pin;
@@ -18,13 +18,14 @@ use super::root::Root;
 use port::Device;
 use session::Agent;
 
-mod diagnostics;
 mod machine;
 pub mod message;
 mod port;
 mod session;
+mod work;
 
 pub use port::NoPort;
+pub use work::Work;
 
 /// The port, as udev names it.
 pub const PORT: &str = "/dev/virtio-ports/org.sysvm.agent.0";
@@ -33,9 +34,9 @@ pub const PORT: &str = "/dev/virtio-ports/org.sysvm.agent.0";
 ///
 /// # Errors
 /// The port is not there, is in use, or was taken away.
-pub async fn run(root: &Root, port: &Path, stop: impl Future<Output = ()>) -> Result<(), NoPort> {
+pub async fn run(root: &Root, port: &Path, work: Work, stop: impl Future<Output = ()>) -> Result<(), NoPort> {
     let device = Device::open(port)?;
-    let mut agent = Agent::new(root);
+    let mut agent = Agent::new(root, work);
     let mut stop = pin!(stop);
     loop {
         let port = tokio::select! {

@@ -202,11 +202,13 @@ impl Source {
         Ok(())
     }
 
-    /// The line makes no sense: it is put aside, and the one in force, if any, is again where everybody looks. An old line
-    /// does not count any more: the host has said that it has another for this start.
+    /// The line makes no sense: it is put aside, and the one in force, if any, is again where everybody looks. After
+    /// a bad one that the host has written for this start, an old one does not count any more.
     pub fn refuse(&mut self, candidate: &Candidate) -> Result<(), LineError> {
         self.refused = Some(candidate.line.text.clone());
-        self.cached = None;
+        if !candidate.line.channel.is_fixed() {
+            self.cached = None;
+        }
         let _ = files::replace(self.root.path(REFUSED), &candidate.line.text, 0o600)?;
         if let Some(current) = &self.current {
             let _ = files::replace(self.root.path(LINE), current, 0o600)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::appliance::guest_channel;
+use agent::appliance::guest_channel::{self, Work};
 use agent::appliance::root::Root;
 use platform::{exit, shutdown};
 
@@ -21,10 +21,14 @@ pub(crate) struct GuestChannel {
     /// The device of the port.
     #[arg(long, default_value = guest_channel::PORT)]
     port: PathBuf,
+    /// Have systemd run checks and diagnostics in units of their own: this program then needs no rights for them.
+    #[arg(long)]
+    work_apart: bool,
 }
 
 pub(crate) async fn run(args: &GuestChannel) -> ExitCode {
-    match guest_channel::run(&Root::default(), &args.port, shutdown::signal()).await {
+    let work = if args.work_apart { Work::Apart } else { Work::Here };
+    match guest_channel::run(&Root::default(), &args.port, work, shutdown::signal()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::failed(&platform::logging::chain(&error)),
     }

@@ -33,8 +33,7 @@ pub async fn apply(plan: &Plan, root: &Root) -> Result<(), ApplyError> {
         return Ok(());
     }
     for directory in [NETWORKS, SETTINGS] {
-        let path = root.path(directory);
-        fs::create_dir_all(&path).map_err(|source| ApplyError::Directory { path, source })?;
+        super::make(&root.path(directory))?;
     }
     let _ = files::replace(root.path(SETTINGS).join(SETTINGS_FILE), LEAVE_OTHERS, 0o644)?;
     for link in &links {

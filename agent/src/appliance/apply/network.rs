@@ -8,8 +8,8 @@ use platform::exec::{Cmd, Output};
 use tokio::time::{Instant, sleep};
 
 use super::{ApplyError, dhcp, names};
-use crate::appliance::plan::Plan;
 use crate::appliance::plan::current::Current;
+use crate::appliance::plan::{Plan, changes};
 use crate::appliance::root::Root;
 
 /// Drivers are loaded while the system starts, and hosts plug NICs into running VMs (§10.1).
@@ -41,7 +41,8 @@ pub async fn apply(plan: &Plan, root: &Root) -> Done {
     done.failures.extend(set_all(plan, root));
     let batch = plan.ip_batch(&current);
     if !batch.is_empty() {
-        done.failures.extend(ip(batch).await.err().map(ApplyError::from));
+        let changed = changes::command(batch).run().await;
+        done.failures.extend(changed.err().map(ApplyError::from));
     }
     if !done.missing.is_empty() {
         let names = done.missing.clone();

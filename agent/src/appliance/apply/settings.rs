@@ -36,12 +36,8 @@ pub fn write(plan: &Plan, root: &Root) -> Vec<ApplyError> {
 
 fn replace(root: &Root, path: &str, contents: &str) -> Result<(), ApplyError> {
     let path = root.path(path);
-    if let Some(directory) = path.parent() {
-        let failed = |source| ApplyError::Directory {
-            path: directory.to_owned(),
-            source,
-        };
-        fs::create_dir_all(directory).map_err(failed)?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        super::make(directory)?;
     }
     let _ = files::replace(path, contents, 0o644)?;
     Ok(())

@@ -1,11 +1,11 @@
 //! The machine itself: its boot, its boot arguments, units, memory, disk, clock.
 
-use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::sys::statvfs::statvfs;
 use platform::exec::Cmd;
 
 use super::look::{Line, Look};
 use super::{Finding, Outcome, RUN_LIMIT};
-use crate::appliance::progress::{self, Entry, Outcome as Went};
+use crate::appliance::progress::{self, Entry, Outcome as Went, Step};
 
 /// MiB of disk that must be free for what hosts upload (§7.5).
 const DISK_WANTED: u64 = 300;
@@ -15,6 +15,9 @@ const DISK_NEEDED: u64 = 50;
 const MEMORY_NEEDED: u64 = 16;
 /// MiB of memory that should be there for a burst.
 const MEMORY_WANTED: u64 = 40;
+
+/// What to do about boot arguments that make no sense.
+const WRONG: &str = "the management server made them: correct its settings and restart this VM";
 
 pub(super) fn boot(look: &Look) -> Vec<Finding> {
     let entries = progress::read(&look.root);
@@ -55,6 +58,8 @@ pub(super) fn boot(look: &Look) -> Vec<Finding> {
 
 pub(super) fn line(look: &Look) -> Vec<Finding> {
     match look.line() {
+        // One that makes no sense does not stay where good ones are.
+        Line::Missing if let Some(refused) = refused(look) => vec![Finding::error("line", refused, WRONG)],
         Line::Missing => vec![Finding::error(
             "line",
             "the host has not given any boot arguments",
@@ -62,16 +67,20 @@ pub(super) fn line(look: &Look) -> Vec<Finding> {
         )],
         Line::Bad(problems) => problems
             .iter()
-            .map(|problem| {
-                let todo = "the management server made them: correct its settings and restart this VM";
-                Finding::error("line", problem, todo)
-            })
+            .map(|problem| Finding::error("line", problem, WRONG))
             .collect(),
         Line::Good(vm) => {
             let nics = vm.machine.nics.len();
             vec![Finding::ok("line", format!("type={}, {nics} NICs", vm.vm_type()))]
         }
     }
+}
+
+/// What is wrong with boot arguments that were refused.
+fn refused(look: &Look) -> Option<String> {
+    let mut entries = progress::read(&look.root).into_iter();
+    let failed = entries.find(|entry| entry.step == Step::Arguments && entry.outcome == Went::Failed);
+    failed.map(|entry| entry.detail)
 }
 
 pub(super) async fn units() -> Vec<Finding> {
@@ -147,7 +156,8 @@ pub(super) fn disk(look: &Look) -> Vec<Finding> {
             )];
         }
     };
-    if status.flags().contains(FsFlags::ST_RDONLY) {
+    // Not what this process may do there: it may run in a sandbox.
+    if is_read_only(&look.proc("/proc/self/mountinfo")) {
         let todo = "the storage below it had an error: see `journalctl -k`, then restart this VM";
         return vec![Finding::error("disk", "/ is read-only", todo)];
     }
@@ -163,6 +173,14 @@ pub(super) fn disk(look: &Look) -> Vec<Finding> {
         outcome,
         ..Finding::warning("disk", what, todo)
     }]
+}
+
+/// Whether the kernel has given up writing to the root file system: the options of its super block, which are the last word of
+/// a line of mountinfo. proc_pid_mountinfo(5).
+fn is_read_only(mounts: &str) -> bool {
+    let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"));
+    let options = root.and_then(|line| line.split(' ').next_back());
+    options.is_some_and(|options| options.split(',').any(|option| option == "ro"))
 }
 
 pub(super) async fn time() -> Vec<Finding> {
@@ -199,7 +217,7 @@ fn tracked(text: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::appliance::progress::{Progress, Step};
+    use crate::appliance::progress::Progress;
     use crate::appliance::root::{LINE, RUN, Root};
 
     fn root() -> (tempfile::TempDir, Root) {
@@ -244,6 +262,22 @@ mod tests {
         assert!(problems.iter().all(|problem| problem.outcome == Outcome::Error));
         let _ = platform::files::replace(root.path(LINE), "type=router eth0ip=10.1.1.1 eth0mask=24", 0o600).unwrap();
         assert_eq!(line(&Look::at(&root)), [Finding::ok("line", "type=router, 1 NICs")]);
+    }
+
+    #[test]
+    fn a_line_that_was_refused_is_told_from_none() {
+        let (_directory, root) = root();
+        Progress::new(&root, "boot").set(Step::Arguments, Went::Failed, "host: missing");
+        assert_eq!(line(&Look::at(&root))[0].what, "host: missing");
+    }
+
+    #[test]
+    fn only_the_kernels_own_word_makes_a_disk_read_only() {
+        let root = "22 1 254:1 / / ro,relatime shared:1 - ext4 /dev/vda1 rw,errors=remount-ro\n";
+        let other = "23 22 0:5 / /proc rw - proc proc rw\n";
+        assert!(!is_read_only(&format!("{root}{other}")), "a sandbox");
+        assert!(is_read_only(&root.replace("rw,errors", "ro,errors")));
+        assert!(!is_read_only(""));
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::link_status::LinkStatus;
 /// (virtio_console.c: 32 KiB): a line is sent whole or not at all, so a host that connects never sees half of one.
 pub const MAX_LINE: usize = 32 * 1024;
 
+/// Bytes in one piece of diagnostics: as base64, with all around it, less than a line may have.
+pub const PIECE: usize = 16 * 1024;
+
 /// What hosts send.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "__name__", rename_all = "kebab-case")]
@@ -431,7 +434,7 @@ mod tests {
         let full = ToHost::Diagnostics {
             id: u64::MAX,
             index: u64::MAX,
-            data: Base64(vec![0xff; super::super::diagnostics::PIECE]),
+            data: Base64(vec![0xff; PIECE]),
             last: false,
         };
         assert!(String::from_utf8(full.line()).unwrap().contains("diagnostics"));

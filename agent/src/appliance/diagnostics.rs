@@ -8,14 +8,12 @@ use platform::files;
 use protocol::boot::BootArgs;
 use tokio::task::JoinSet;
 
-use crate::appliance::check;
-use crate::appliance::root::{LINE, RELEASE, RUN, Root};
+use super::check;
+use super::root::{LINE, RELEASE, RUN, Root};
 use crate::link_status;
 
-/// Bytes in one piece: as base64, with all around it, less than a line may have.
-pub(super) const PIECE: usize = 16 * 1024;
 /// Bytes of the whole: the journal in memory has at most 8 MiB, and its end is what counts.
-pub(super) const LIMIT: usize = 4 * 1024 * 1024;
+const LIMIT: usize = 4 * 1024 * 1024;
 /// Bytes of one part.
 const PART: usize = 1024 * 1024;
 /// For one program.
@@ -48,7 +46,7 @@ const FILES: [&str; 6] = [
 ];
 
 /// Collects everything; takes some seconds.
-pub(super) async fn collect(root: &Root) -> Vec<u8> {
+pub async fn collect(root: &Root) -> Vec<u8> {
     let mut running = JoinSet::new();
     for (place, words) in PROGRAMS.iter().enumerate() {
         let command = Cmd::new(words[0]).args(&words[1..]).time_limit(RUN_LIMIT);
