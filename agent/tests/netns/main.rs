@@ -4,6 +4,7 @@
     reason = "clippy takes the helpers of tests for production code"
 )]
 
+mod check;
 mod firewall;
 mod net;
 mod network;
