@@ -236,7 +236,8 @@ async fn a_store_is_used_by_v3_and_v4_and_survives_what_happens_to_its_server() 
     let id = zone.register("after-a-new-export", size).await;
     zone.ready(&id, size).await;
 
-    // Of v4.2, only that it is mounted: this server's READ_PLUS, which the kernel uses then, gives EIO (nfs-ganesha 4.3).
+    // Of v4.2, only that it is mounted: reading from nfs-ganesha 4.3 by it gives EIO or wrong bytes. It looks like its READ_PLUS,
+    // which no other version has.
     zone.with_version("4.2").await;
     let options = zone.mounted().await;
     assert!(options.contains("vers=4.2"), "{options}");
