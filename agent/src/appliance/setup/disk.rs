@@ -114,7 +114,7 @@ impl RootDisk {
             .saturating_mul(SECTOR);
         // Of what a file system has, inode tables and the journal are some percent.
         let is_small = statvfs(&root.path("/")).is_ok_and(|found| {
-            let bytes = u64::from(found.blocks()).saturating_mul(found.fragment_size());
+            let bytes = found.blocks().saturating_mul(found.fragment_size());
             bytes < self.sectors.saturating_mul(SECTOR) / 10 * 9
         });
         unused >= 2 * WORTH_IT || is_small
@@ -204,13 +204,13 @@ fn ext4_size(superblock: &[u8; 1024]) -> Option<u64> {
 
 /// `major:minor` of what is mounted at `/`: proc_pid_mountinfo(5). The last one counts, it covers the others.
 fn root_device(mountinfo: &str) -> Option<&str> {
-    let mounts = mountinfo.lines().filter_map(|line| {
+    let mut mounts = mountinfo.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(2);
         let (device, _, point) = (words.next()?, words.next()?, words.next()?);
         (point == "/").then_some(device)
     });
     mounts
-        .last()
+        .next_back()
         .filter(|device| device.bytes().all(|byte| byte.is_ascii_digit() || byte == b':'))
 }
 

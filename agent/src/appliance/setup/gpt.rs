@@ -277,7 +277,7 @@ mod tests {
             Growth::of(&good[..100], sectors, 3),
             Err(BadTable::Foreign("it is too short"))
         );
-        assert_eq!(Growth::of(&[0; HEAD], sectors, 3), Err(BadTable::Foreign("no GPT")));
+        assert_eq!(Growth::of(&vec![0; HEAD], sectors, 3), Err(BadTable::Foreign("no GPT")));
         assert_eq!(Growth::of(&good, sectors, 2), Err(BadTable::NotLast(2)));
         for missing in [0, 4, 25, usize::MAX] {
             assert_eq!(

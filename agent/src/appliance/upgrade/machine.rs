@@ -1,26 +1,21 @@
 //! The VM itself, by systemd, by what our programs publish, and by its own checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use platform::exec::Cmd;
-use platform::files;
-use serde::Deserialize;
 
 use super::PROGRAMS;
 use super::change::Machine;
 use super::health::{Health, Unit};
 use super::store::{Side, Store};
+use crate::appliance::check::{self, Finding, Outcome};
 use crate::appliance::root::Root;
+use crate::link_status::{self, State};
 
 /// For a program to say its version. Under emulation the first start of one takes a second.
 const TRY_LIMIT: Duration = Duration::from_secs(20);
-/// What the agent publishes of its link.
-const LINK: &str = "/run/cloud/agent.json";
-/// Of that file, in bytes.
-const MAX_LINK: u64 = 64 << 10;
-
 /// A VM that runs systemd.
 #[derive(Debug)]
 pub struct Systemd {
@@ -35,19 +30,27 @@ impl Systemd {
     }
 
     fn link_is_ready(&self) -> bool {
-        /// The one field that counts here.
-        #[derive(Deserialize)]
-        struct Link {
-            state: String,
-        }
-        let bytes = files::read_limited(self.root.path(LINK), MAX_LINK).ok().flatten();
-        let link = bytes.and_then(|bytes| serde_json::from_slice::<Link>(&bytes).ok());
-        link.is_some_and(|link| link.state == "ready")
+        let link = link_status::read(&self.root.path(link_status::FILE));
+        link.is_ok_and(|link| link.is_some_and(|link| link.state == State::Ready))
+    }
+
+    /// The checks that find an error. Of this program, not of the new one: before and after the same things are looked at.
+    async fn errors(&self) -> BTreeSet<String> {
+        let report = check::run(&self.root).await;
+        let errors = report
+            .findings
+            .into_iter()
+            .filter(|found| found.outcome == Outcome::Error);
+        let named = |found: Finding| match found.about {
+            Some(about) => format!("{} ({about})", found.check),
+            None => found.check,
+        };
+        errors.map(named).collect()
     }
 }
 
 impl Machine for Systemd {
-    async fn look(&self, _is_thorough: bool) -> anyhow::Result<Health> {
+    async fn look(&self, is_thorough: bool) -> anyhow::Result<Health> {
         let show = Cmd::new("systemctl").args([
             "show",
             "--property=Id,ActiveState,MainPID,NRestarts,ExecStart",
@@ -57,7 +60,7 @@ impl Machine for Systemd {
         Ok(Health {
             units: ours(&show.run().await?.text()),
             link_is_ready: self.link_is_ready(),
-            errors: None,
+            errors: if is_thorough { Some(self.errors().await) } else { None },
         })
     }
 
