@@ -18,6 +18,7 @@
 //! | [`diagnostics`] | all that helps to find a fault |
 //! | [`guest_channel`] | what a host and a VM tell each other before there is any network |
 //! | [`screen`] | what a person at the console sees |
+//! | [`upgrade`] | new programs for a VM that runs |
 //! | [`progress`] | how far the boot is, for whoever asks why a VM is not up |
 //! | [`plan`] | all that the boot arguments make of a machine, decided before anything is done |
 //! | [`setup`] | what comes after the network: disk, settings, services, user data |
@@ -41,3 +42,4 @@ pub mod remote;
 pub mod root;
 pub mod screen;
 pub mod setup;
+pub mod upgrade;

@@ -11,3 +11,4 @@ pub(crate) mod run;
 pub(crate) mod setup;
 pub(crate) mod ssh_gate;
 pub(crate) mod status;
+pub(crate) mod upgrade;

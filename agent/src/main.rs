@@ -11,7 +11,9 @@ use platform::{crypto, exit, logging};
 
 mod commands;
 
-use commands::{boot, check, cmdline, diagnostics, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status};
+use commands::{
+    boot, check, cmdline, diagnostics, guest_channel, keystore, patch_watch, run, setup, ssh_gate, status, upgrade,
+};
 
 /// What administrators and CloudStack's integration tests run, under /usr/local/cloud/systemvm.
 const SSVM_CHECK: &str = "ssvm-check.sh";
@@ -42,6 +44,7 @@ enum Command {
     Diagnostics(diagnostics::Diagnostics),
     GuestChannel(guest_channel::GuestChannel),
     Status(status::Status),
+    Upgrade(upgrade::Upgrade),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -56,7 +59,7 @@ async fn main() -> ExitCode {
         Command::Boot(args) => boot::run(args).await,
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
-        Command::Cmdline(args) => cmdline::run(&args),
+        Command::Cmdline(args) => cmdline::run(&args).await,
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,
         Command::UserData(args) => setup::user_data(&args).await,
@@ -68,6 +71,7 @@ async fn main() -> ExitCode {
         Command::Diagnostics(args) => diagnostics::run(&args).await,
         Command::GuestChannel(args) => guest_channel::run(&args).await,
         Command::Status(args) => status::run(&args).await,
+        Command::Upgrade(args) => upgrade::run(&args).await,
     }
 }
 

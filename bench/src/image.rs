@@ -122,15 +122,14 @@ async fn builds(args: &Args, table: &mut String) -> anyhow::Result<()> {
 struct Boot {
     kernel: f64,
     multi_user: f64,
-    ssh: f64,
     available: u64,
 }
 
 async fn boots(args: &Args, table: &mut String) -> anyhow::Result<()> {
     writeln!(
         table,
-        "\n{:<12}{:>10}{:>14}{:>14}{:>22}   best of {}",
-        "memory MiB", "kernel s", "ssh opens s", "multi-user s", "MemAvailable MB", args.boots
+        "\n{:<12}{:>10}{:>14}{:>22}   best of {}",
+        "memory MiB", "kernel s", "multi-user s", "MemAvailable MB", args.boots
     )?;
     for memory in MEMORIES {
         let mut best: Option<Boot> = None;
@@ -146,9 +145,8 @@ async fn boots(args: &Args, table: &mut String) -> anyhow::Result<()> {
         let best = best.context("there is a boot")?;
         writeln!(
             table,
-            "{memory:<12}{:>10.1}{:>14.1}{:>14.1}{:>22}",
+            "{memory:<12}{:>10.1}{:>14.1}{:>22}",
             best.kernel,
-            best.ssh,
             best.multi_user,
             megabytes(best.available * 1024)
         )?;
@@ -159,22 +157,11 @@ async fn boots(args: &Args, table: &mut String) -> anyhow::Result<()> {
 async fn one(vm: &Booted) -> anyhow::Result<Boot> {
     vm.up().await?;
     let blame = vm.text(&["systemd-analyze", "time"]).await?;
-    let journal = vm
-        .text(&[
-            "journalctl",
-            "--boot",
-            "--unit",
-            "ssh",
-            "--output",
-            "short-monotonic",
-            "--no-pager",
-        ])
-        .await?;
     let memory = vm.read("/proc/meminfo").await?;
-    boot_in(&blame, &journal, &memory).with_context(|| format!("the VM says {blame:?} and {journal:?}"))
+    boot_in(&blame, &memory).with_context(|| format!("the VM says {blame:?}"))
 }
 
-fn boot_in(time: &str, journal: &str, memory: &str) -> Option<Boot> {
+fn boot_in(time: &str, memory: &str) -> Option<Boot> {
     let kernel = seconds(time.split_once("finished in ")?.1.split_once(" (kernel)")?.0)?;
     let userspace = seconds(
         time.split_once("multi-user.target reached after ")?
@@ -182,19 +169,10 @@ fn boot_in(time: &str, journal: &str, memory: &str) -> Option<Boot> {
             .split_once(" in userspace")?
             .0,
     )?;
-    let listening = journal.lines().find(|line| line.contains("Server listening on"))?;
-    let ssh = listening
-        .trim_start_matches('[')
-        .split(']')
-        .next()?
-        .trim()
-        .parse()
-        .ok()?;
     let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(Boot {
         kernel,
         multi_user: kernel + userspace,
-        ssh,
         available: available.trim().strip_suffix(" kB")?.parse().ok()?,
     })
 }
@@ -221,18 +199,15 @@ mod tests {
     fn what_systemd_says_of_a_boot_is_read() {
         let time = "Startup finished in 4.250s (kernel) + 8.500s (userspace) = 12.750s \n\
                     multi-user.target reached after 8.250s in userspace.\n";
-        let journal = "[    9.100000] sysvm systemd[1]: Starting ssh.service...\n\
-                       [    9.500000] sysvm sshd[301]: Server listening on 0.0.0.0 port 3922.\n";
         let memory = "MemTotal:         471828 kB\nMemAvailable:     396000 kB\n";
-        let boot = boot_in(time, journal, memory).unwrap();
+        let boot = boot_in(time, memory).unwrap();
         let wanted = Boot {
             kernel: 4.25,
             multi_user: 12.5,
-            ssh: 9.5,
             available: 396_000,
         };
         assert_eq!(boot, wanted);
-        assert_eq!(boot_in("Bootup is not yet finished", journal, memory), None);
+        assert_eq!(boot_in("Bootup is not yet finished", memory), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Measurements of this project, each one command. What they measure and what came out: `docs/benchmarks.md`.
 
 mod agents;
+mod appliance;
 mod codec;
 mod console;
 mod image;
@@ -32,6 +33,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo run --release -p bench -- agents                 10,000 agents against one core
   cargo run --release -p bench -- agents --agents 200    a quick look
+  cargo run --release -p bench -- appliance              how fast system VMs of each type are up
   cargo run --release -p bench -- codec                  messages per second, without a network
   cargo run --release -p bench -- console                consoles, beside websockify
   cargo run --release -p bench -- image                  the system VM image, beside mmdebstrap
@@ -42,6 +44,7 @@ docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the p
 #[derive(Debug, Subcommand)]
 enum Measurement {
     Agents(agents::Args),
+    Appliance(appliance::Args),
     Codec(codec::Args),
     Ssvm(ssvm::Args),
     Console(console::Args),
@@ -68,6 +71,7 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
     );
     let table = match measurement {
         Measurement::Agents(args) => agents::measure(&args)?,
+        Measurement::Appliance(args) => appliance::measure(&args)?,
         Measurement::Codec(args) => codec::measure(&args)?,
         Measurement::Console(args) => console::measure(&args)?,
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,

@@ -13,6 +13,7 @@ use platform::files;
 use tokio::task::spawn_blocking;
 
 pub(crate) mod build;
+pub(crate) mod bundle;
 pub(crate) mod check_signature;
 pub(crate) mod convert;
 pub(crate) mod diff;

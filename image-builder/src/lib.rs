@@ -5,6 +5,7 @@
 //! | [`apt`] | which packages there are today |
 //! | [`base`] | the part that is made of packages alone, cached |
 //! | [`build`] | the pipeline |
+//! | [`bundle`] | our programs alone, for VMs that run |
 //! | [`cache`] | packages on this machine's disk |
 //! | [`control`] | how Debian describes a package |
 //! | [`deb`] | one package, read |
@@ -40,6 +41,7 @@
 pub mod apt;
 pub mod base;
 pub mod build;
+pub mod bundle;
 pub mod cache;
 pub mod control;
 pub mod deb;

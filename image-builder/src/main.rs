@@ -8,7 +8,7 @@ use platform::{exit, logging, shutdown};
 
 mod commands;
 
-use commands::{build, check_signature, convert, diff, fetch, inspect, lock, publish, sbom, sign, verify};
+use commands::{build, bundle, check_signature, convert, diff, fetch, inspect, lock, publish, sbom, sign, verify};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +18,7 @@ Examples:
   image-builder diff old.qcow2 new.ova           which packages and files changed
   image-builder verify image/ --programs DIR     build again: are these the bytes that recipe and lock file make?
   image-builder sign image/ --key image.key      sign its list of digests
+  image-builder bundle --programs DIR --key K    our programs alone, for VMs that run
   image-builder convert sysvm.qcow2 sysvm.ova    the same disk in another format
   image-builder publish sysvm.qcow2 --out DIR    the files that a CloudStack server expects
 
@@ -44,6 +45,7 @@ enum Command {
     Verify(verify::Verify),
     Sbom(sbom::Sbom),
     Sign(sign::Sign),
+    Bundle(bundle::Bundle),
     CheckSignature(check_signature::CheckSignature),
     Publish(publish::Publish),
 }
@@ -80,6 +82,7 @@ async fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => verify::run(args).await,
         Command::Sbom(args) => sbom::run(args).await,
         Command::Sign(args) => sign::run(args).await,
+        Command::Bundle(args) => bundle::run(args).await,
         Command::CheckSignature(args) => check_signature::run(args).await,
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -85,6 +85,12 @@ pub enum BadRoot {
     Unsound(Vec<String>),
 }
 
+/// Our programs.
+const PROGRAMS: &str = "usr/lib/sysvm/bin";
+/// Those that run: these, or those of an upgrade (docs/upgrade.md).
+const CURRENT: &str = "usr/lib/sysvm/current";
+const CURRENT_IN_VAR: &str = "var/lib/sysvm/current";
+
 /// The part that depends on packages and recipe only.
 ///
 /// # Errors
@@ -111,13 +117,14 @@ pub fn finish(mut tree: Tree, recipe: &Recipe, additions: &Additions) -> Result<
     let accounts = Accounts::read(&tree, recipe)?;
     rules::overlay(&mut tree, recipe)?;
     for (name, program) in &additions.programs {
-        let path = format!("usr/lib/sysvm/bin/{name}");
-        put(
-            &mut tree,
-            &format!("usr/bin/{name}"),
-            Entry::symlink(format!("/{path}")),
-        )?;
+        let (path, link) = (format!("{PROGRAMS}/{name}"), format!("/{CURRENT}/{name}"));
+        put(&mut tree, &format!("usr/bin/{name}"), Entry::symlink(link))?;
         put(&mut tree, &path, Entry::file(0o755, program.clone()))?;
+    }
+    if !additions.programs.is_empty() {
+        // An upgrade replaces the second link; the first, as all of usr, never changes.
+        put(&mut tree, CURRENT, Entry::symlink(format!("/{CURRENT_IN_VAR}")))?;
+        put(&mut tree, CURRENT_IN_VAR, Entry::symlink(format!("/{PROGRAMS}")))?;
     }
     for (path, mode, contents) in &additions.files {
         put(&mut tree, path, Entry::file(*mode, contents.clone()))?;

@@ -1,7 +1,7 @@
 //! Signatures in minisign's format: made here, checked with `minisign -V` or here, and the other way round.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -199,18 +199,31 @@ pub fn sign(file: &Path, key: &SecretKey, comment: Option<&str>) -> Result<PathB
         trusted.push('\t');
         trusted.push_str(comment);
     }
-    let signature = PublicKey::from_secret_key(key).and_then(|public| {
-        let untrusted = format!("signature from minisign secret key {}", key_id(public.keynum()));
-        // With the public key it checks what it made: a damaged secret key must not give signatures.
-        minisign::sign(Some(&public), key, input, Some(&trusted), Some(&untrusted))
-    });
-    let signature = signature.map_err(|source| SignError::Other {
+    let signature = signed(input, key, &trusted).map_err(|source| SignError::Other {
         path: file.to_owned(),
         source,
     })?;
     let path = signature_path(file);
-    let _ = files::replace(&path, signature.into_string(), 0o644)?;
+    let _ = files::replace(&path, signature, 0o644)?;
     Ok(path)
+}
+
+/// The signature of some bytes, with a trusted comment of the caller's.
+///
+/// # Errors
+/// The key is damaged.
+pub fn signature_of(bytes: &[u8], key: &SecretKey, trusted: &str) -> Result<String, SignError> {
+    signed(bytes, key, trusted).map_err(|source| SignError::Other {
+        path: "what is in memory".into(),
+        source,
+    })
+}
+
+fn signed(input: impl Read, key: &SecretKey, trusted: &str) -> Result<String, PError> {
+    let public = PublicKey::from_secret_key(key)?;
+    let untrusted = format!("signature from minisign secret key {}", key_id(public.keynum()));
+    // With the public key it checks what it made: a damaged secret key must not give signatures.
+    minisign::sign(Some(&public), key, input, Some(trusted), Some(&untrusted)).map(SignatureBox::into_string)
 }
 
 /// Checks a file against the signature beside it; answers the trusted comment.

@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod bundle;
 /// One TLS crypto provider for the whole program.
 pub mod crypto;
 pub mod duplex;

@@ -21,6 +21,7 @@ pub const PORT: u16 = 8250;
 /// A management server. Dropping it kills it and deletes all it knows.
 #[derive(Debug)]
 pub struct ManagementServer {
+    program: PathBuf,
     net: Net,
     directory: TempDir,
     running: Option<Running>,
@@ -44,7 +45,16 @@ impl ManagementServer {
     /// # Errors
     /// It does not start.
     pub async fn start(net: &Net, address: &str, more: &[String]) -> anyhow::Result<Self> {
+        Self::start_program(built("mgmt-stub"), net, address, more).await
+    }
+
+    /// As [`ManagementServer::start`], of any build.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start_program(program: PathBuf, net: &Net, address: &str, more: &[String]) -> anyhow::Result<Self> {
         let mut server = Self {
+            program,
             net: net.clone(),
             directory: tempfile::tempdir().context("making a directory for a management server")?,
             running: None,
@@ -167,7 +177,7 @@ impl ManagementServer {
     }
 
     fn command(&self) -> Cmd {
-        Cmd::new(built("mgmt-stub"))
+        Cmd::new(&self.program)
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
     }

@@ -29,7 +29,7 @@ mod vpn;
 /// Where the names are.
 pub const DIRECTORY: &str = "/opt/cloud/bin";
 /// What they are links to.
-pub const PROGRAM: &str = "/usr/lib/sysvm/bin/agent";
+pub const PROGRAM: &str = "/usr/lib/sysvm/current/agent";
 
 /// One name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,7 +310,9 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("\"opt/cloud/bin/")?.split_once("\" = "))
             .collect();
-        let wanted = names().into_iter().map(|name| (name, "\"/usr/lib/sysvm/bin/agent\""));
+        let wanted = names()
+            .into_iter()
+            .map(|name| (name, "\"/usr/lib/sysvm/current/agent\""));
         assert_eq!(links, wanted.collect());
     }
 

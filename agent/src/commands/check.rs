@@ -1,6 +1,7 @@
 //! `agent check`, and `ssvm-check.sh`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::appliance::check::{self, Outcome, ssvm_check};
@@ -31,10 +32,13 @@ pub(crate) struct Check {
     /// Exit with status 0 whatever was found.
     #[arg(long)]
     exit_zero: bool,
+    /// Where the files of the system VM are.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    root: PathBuf,
 }
 
 pub(crate) async fn run(args: &Check) -> ExitCode {
-    let mut report = check::run(&Root::default()).await;
+    let mut report = check::run(&Root::new(&args.root)).await;
     if args.problems {
         report.findings.retain(|finding| finding.outcome != Outcome::Ok);
     }

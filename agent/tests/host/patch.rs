@@ -37,13 +37,13 @@ pub(crate) async fn sha512(path: &Path) -> String {
 }
 
 /// The daemon, with its log beside the VM.
-struct Watching {
+pub(crate) struct Watching {
     _running: Running,
     log: TempDir,
 }
 
 impl Watching {
-    fn start(vm: &Path) -> Self {
+    pub(crate) fn start(vm: &Path) -> Self {
         let log = tempfile::tempdir().unwrap();
         let daemon = Cmd::new(AGENT).args(["patch-watch", "--root"]).arg(vm);
         Self {
@@ -56,7 +56,7 @@ impl Watching {
         fs::read_to_string(self.log.path().join("log")).unwrap()
     }
 
-    async fn is_watching(&self) {
+    pub(crate) async fn is_watching(&self) {
         until("it watches", || self.log().contains("Watching for uploads")).await;
     }
 }
@@ -105,7 +105,7 @@ async fn uploads_become_a_signature_and_change_nothing_else() {
     for entry in fs::read_dir(vm.path().join("opt/cloud/bin")).unwrap() {
         assert_eq!(
             fs::read_link(entry.unwrap().path()).unwrap(),
-            Path::new("/usr/lib/sysvm/bin/agent")
+            Path::new("/usr/lib/sysvm/current/agent")
         );
     }
 }
@@ -164,7 +164,7 @@ async fn what_came_before_the_daemon_is_taken_and_stock_scripts_in_place_of_our_
     .await;
     assert_eq!(
         fs::read_link(vm.path().join("opt/cloud/bin/patched.sh")).unwrap(),
-        Path::new("/usr/lib/sysvm/bin/agent")
+        Path::new("/usr/lib/sysvm/current/agent")
     );
     assert_eq!(fs::read_dir(vm.path().join("usr/share/cloud")).unwrap().count(), 1);
 }

@@ -9,6 +9,7 @@ use agent::agent::{Agent, Ended};
 use agent::config::{Config, Kind, Timing};
 use agent::keystore::KeyStore;
 use agent::link::Link;
+use agent::link_status::{self, LinkStatus, State};
 use agent::service::Service;
 use agent::trust::{TrustUnknown, client_config};
 use protocol::answer::{Answer, AnswerBody};
@@ -67,6 +68,9 @@ fn noise(length: usize) -> String {
     (0..length).map(letter).collect()
 }
 
+/// Where the agent says what its link is like.
+const STATUS: &str = "agent.json";
+
 struct Running {
     service: Slow,
     stop: oneshot::Sender<()>,
@@ -75,6 +79,20 @@ struct Running {
 }
 
 impl Running {
+    /// What the agent says of its link, once it says `state`.
+    async fn says(&self, state: State) -> LinkStatus {
+        let said = async {
+            loop {
+                let status = link_status::read(&self.files.path().join(STATUS)).unwrap();
+                if let Some(status) = status.filter(|status| status.state == state) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, said).await.expect("it never says so")
+    }
+
     async fn stop(self) {
         drop(self.stop);
         let ended = tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap();
@@ -96,7 +114,7 @@ fn start(hosts: &str, port: u16, timing: Timing) -> Running {
         directory: files.path().to_owned(),
         trust_unknown: TrustUnknown::Accept,
         system_ca: None,
-        status: None,
+        status: Some(files.path().join(STATUS)),
         timing,
     };
     let service = Slow::default();
@@ -189,6 +207,26 @@ async fn make_ready(link: &mut FakeLink) {
     .await;
     let ready = response(link).await;
     assert!(matches!(ready.answers[0].body, AnswerBody::Ready(_)), "{ready:?}");
+}
+
+#[tokio::test]
+async fn the_agent_says_what_its_link_is_like() {
+    let server = FakeServer::listen().await;
+    let agent = start("127.0.0.1", server.port(), quick());
+    let mut link = accept_and_answer(&server, 60).await;
+    let address = format!("127.0.0.1:{}", server.port());
+    assert_eq!(agent.says(State::Connected).await.server, Some(address.clone()));
+    make_ready(&mut link).await;
+    let ready = agent.says(State::Ready).await;
+    assert_eq!((ready.attempts, ready.links, ready.last_error), (1, 1, None));
+    drop((link, server));
+    let lost = agent.says(State::Connecting).await;
+    assert_eq!(lost.server, Some(address));
+    assert!(lost.last_error.is_some() || lost.attempts > 1, "{lost:?}");
+    let file = agent.files.path().join(STATUS);
+    drop(agent.stop);
+    assert_eq!(agent.task.await.unwrap(), Ended::Asked);
+    assert_eq!(link_status::read(&file).unwrap().unwrap().state, State::Stopped);
 }
 
 fn move_volume(milliseconds: u32) -> MoveVolumeCommand {

@@ -84,7 +84,7 @@ async fn new_key(args: &Sign, password: Option<String>) -> anyhow::Result<()> {
     ))
 }
 
-fn first_line(path: &Path) -> anyhow::Result<String> {
+pub(super) fn first_line(path: &Path) -> anyhow::Result<String> {
     let text = read_text(path, MAX_PASSWORD)?;
     let line = text.lines().next().filter(|line| !line.is_empty());
     line.map(str::to_owned)

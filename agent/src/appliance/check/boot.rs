@@ -161,7 +161,7 @@ pub(super) fn disk(look: &Look) -> Vec<Finding> {
         let todo = "the storage below it had an error: see `journalctl -k`, then restart this VM";
         return vec![Finding::error("disk", "/ is read-only", todo)];
     }
-    let free = u64::from(status.blocks_available()) * u64::from(status.fragment_size()) >> 20;
+    let free = (status.blocks_available() * status.fragment_size()) >> 20;
     let what = format!("{free} MiB are free on /");
     let todo = "see with `du -xh -d 2 / | sort -h` what takes it; hosts upload up to 300 MiB";
     let outcome = match free {

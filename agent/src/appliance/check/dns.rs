@@ -43,9 +43,8 @@ async fn ask_at(server: SocketAddr, limit: Duration) -> io::Result<Answer> {
     let id = u16::from_be_bytes(random);
     for _ in 0..2 {
         socket.send(&question(id)).await?;
-        match timeout(limit / 2, answer(&socket, id)).await {
-            Ok(answer) => return answer,
-            Err(_) => continue,
+        if let Ok(answer) = timeout(limit / 2, answer(&socket, id)).await {
+            return answer;
         }
     }
     Err(io::Error::new(

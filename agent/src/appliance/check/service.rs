@@ -132,11 +132,11 @@ fn judge_certificate(directory: &Path, now: OffsetDateTime) -> Finding {
 
 pub(super) async fn stores(look: &Look) -> Vec<Finding> {
     let mut written = JoinSet::new();
-    for (store, result) in look.stores().into_iter().map(|store| {
-        let path = store.path.clone();
-        (store, try_write(path))
-    }) {
-        written.spawn(async move { (store, result.await) });
+    for store in look.stores() {
+        written.spawn(async move {
+            let result = try_write(store.path.clone()).await;
+            (store, result)
+        });
     }
     let mut written = written.join_all().await;
     written.sort_by(|(one, _), (other, _)| one.place.cmp(&other.place));

@@ -179,9 +179,10 @@ impl Lines {
             self.say("ERROR: NFS is not currently mounted");
             self.say("It is mounted when the management server sends a secondary store of the zone");
             for (ip, answers) in &facts.storage {
-                self.say(match answers {
-                    true => format!("Good: Can ping storage address {ip}"),
-                    false => format!("WARNING: cannot ping storage address {ip}; see: ip route get {ip}"),
+                self.say(if *answers {
+                    format!("Good: Can ping storage address {ip}")
+                } else {
+                    format!("WARNING: cannot ping storage address {ip}; see: ip route get {ip}")
                 });
             }
         }

@@ -83,13 +83,13 @@ pub(super) fn disks(root: &Root) -> ToHost {
         let Some(status) = ON_DISK.contains(&fs).then(|| statvfs(&root.path(path)).ok()).flatten() else {
             continue;
         };
-        let size = u64::from(status.fragment_size());
+        let size = status.fragment_size();
         let bytes = |blocks: u64| (blocks * size).to_string();
         disks.entry(device.to_owned()).or_insert_with(|| Disk {
             path: path.to_owned(),
             fs: fs.to_owned(),
-            total: bytes(status.blocks().into()),
-            used: bytes(u64::from(status.blocks()).saturating_sub(status.blocks_free().into())),
+            total: bytes(status.blocks()),
+            used: bytes(status.blocks().saturating_sub(status.blocks_free())),
         });
     }
     ToHost::DisksUsage {

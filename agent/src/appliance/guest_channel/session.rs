@@ -242,12 +242,12 @@ impl Session<'_> {
             return;
         }
         self.often();
-        if self.ticks % HEARTBEAT == 0 {
+        if self.ticks.is_multiple_of(HEARTBEAT) {
             self.news(machine::host_name(&self.agent.root));
             self.news(machine::interfaces(&self.agent.root));
             self.heartbeat();
         }
-        if self.ticks % SELDOM == 0 {
+        if self.ticks.is_multiple_of(SELDOM) {
             self.seldom();
         }
     }

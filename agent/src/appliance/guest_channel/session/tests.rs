@@ -2,6 +2,7 @@
 
 use std::future::pending;
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
@@ -144,7 +145,6 @@ async fn diagnostics_come_in_pieces_that_fit_together() {
     for index in 0.. {
         let piece = host.next("diagnostics").await;
         assert_eq!((&piece["id"], &piece["index"]), (&json!(9), &json!(index)));
-        use base64::Engine as _;
         let data = base64::prelude::BASE64_STANDARD
             .decode(piece["data"].as_str().unwrap())
             .unwrap();
