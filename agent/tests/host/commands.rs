@@ -104,9 +104,9 @@ fn as_the_server(text: &str) -> (u64, u64) {
     for (position, number) in text.trim_end_matches(':').split(':').enumerate() {
         let number: u64 = number.parse().unwrap();
         if position % 2 == 0 {
-            sent += number
+            sent += number;
         } else {
-            received += number
+            received += number;
         }
     }
     (sent, received)
