@@ -12,7 +12,7 @@ use system_tests::management::ManagementServer;
 use system_tests::nfs::NfsServer;
 use system_tests::site::{Example, Site};
 use system_tests::source::{Content, Source};
-use system_tests::vm::{BOOT_LIMIT, Booted, Format, Net, Nic, Ssh, Vm};
+use system_tests::vm::{BOOT_LIMIT, Booted, Format, Net, Ssh, Vm};
 use system_tests::wait;
 
 const NAME: &str = "s-1-VM";

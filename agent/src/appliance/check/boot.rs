@@ -45,15 +45,18 @@ pub(super) fn boot(look: &Look) -> Vec<Finding> {
     let Entry {
         step, outcome, detail, ..
     } = problem;
+    let name = step.name();
     let (what, todo) = match outcome {
-        Went::Waiting => ("waits", "give it what it waits for; it goes on by itself"),
-        _ => ("has failed", "correct it, then `systemctl restart cs-preinit cs-setup`"),
+        Went::Waiting => (
+            format!("waits for {name}: {detail}"),
+            "give it what it waits for; it goes on by itself",
+        ),
+        _ => (
+            format!("{name} failed: {detail}"),
+            "correct it, then `systemctl restart cs-preinit cs-setup`",
+        ),
     };
-    vec![Finding::error(
-        "boot",
-        format!("{} {what}: {detail}", step.name()),
-        todo,
-    )]
+    vec![Finding::error("boot", what, todo)]
 }
 
 pub(super) fn line(look: &Look) -> Vec<Finding> {
@@ -237,13 +240,13 @@ mod tests {
         progress.set(Step::Line, Went::Waiting, "no line on any channel");
         let waits = found(&root);
         assert_eq!(waits.outcome, Outcome::Error);
-        assert_eq!(waits.what, "boot arguments waits: no line on any channel");
+        assert_eq!(waits.what, "waits for boot arguments: no line on any channel");
         progress.set(Step::Line, Went::Done, "");
         progress.set(Step::Network, Went::Running, "");
         assert_eq!(found(&root).outcome, Outcome::Warning);
         progress.set(Step::Network, Went::Failed, "eth1 is not there");
         progress.set(Step::Ready, Went::Done, "");
-        assert_eq!(found(&root).what, "network has failed: eth1 is not there");
+        assert_eq!(found(&root).what, "network failed: eth1 is not there");
         progress.set(Step::Network, Went::Done, "");
         assert_eq!(found(&root).outcome, Outcome::Ok);
     }
