@@ -4,7 +4,7 @@ use nix::sys::statvfs::statvfs;
 use platform::exec::Cmd;
 
 use super::look::{Line, Look};
-use super::{Finding, Outcome, RUN_LIMIT};
+use super::{Finding, RUN_LIMIT};
 use crate::appliance::progress::{self, Entry, Outcome as Went, Step};
 
 /// MiB of disk that must be free for what hosts upload (§7.5).
@@ -132,10 +132,12 @@ pub(super) fn memory(look: &Look) -> Vec<Finding> {
     };
     let what = format!("{available} of {total} MiB are available");
     let todo = "give this VM a larger system offering, or see with `systemd-cgtop -m` who takes it";
-    vec![match available {
-        ..MEMORY_NEEDED => Finding::error("memory", what, todo),
-        ..MEMORY_WANTED => Finding::warning("memory", what, todo),
-        _ => Finding::ok("memory", what),
+    vec![if available < MEMORY_NEEDED {
+        Finding::error("memory", what, todo)
+    } else if available < MEMORY_WANTED {
+        Finding::warning("memory", what, todo)
+    } else {
+        Finding::ok("memory", what)
     }]
 }
 
@@ -167,14 +169,12 @@ pub(super) fn disk(look: &Look) -> Vec<Finding> {
     let free = (status.blocks_available() * status.fragment_size()) >> 20;
     let what = format!("{free} MiB are free on /");
     let todo = "see with `du -xh -d 2 / | sort -h` what takes it; hosts upload up to 300 MiB";
-    let outcome = match free {
-        ..DISK_NEEDED => Outcome::Error,
-        ..DISK_WANTED => Outcome::Warning,
-        _ => return vec![Finding::ok("disk", what)],
-    };
-    vec![Finding {
-        outcome,
-        ..Finding::warning("disk", what, todo)
+    vec![if free < DISK_NEEDED {
+        Finding::error("disk", what, todo)
+    } else if free < DISK_WANTED {
+        Finding::warning("disk", what, todo)
+    } else {
+        Finding::ok("disk", what)
     }]
 }
 
@@ -219,6 +219,7 @@ fn tracked(text: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Outcome;
     use super::*;
     use crate::appliance::progress::Progress;
     use crate::appliance::root::{LINE, RUN, Root};
