@@ -65,7 +65,7 @@ async fn spellings() -> anyhow::Result<()> {
     let line = "type=consoleproxy name=v-2-VM host=192.0.2.10 port=8250 zone=1 pod=1 guid=Proxy.2 proxy_vm=2 \
                 eth0ip=169.254.201.3 eth0mask=255.255.0.0 eth1ip=192.0.2.22 eth1mask=255.255.255.0 localgw=192.0.2.1 \
                 mgmtcidr=198.51.100.0/24 eth2ip=203.0.113.22 eth2mask=255.255.255.0 gateway=203.0.113.1 \
-                dns1=198.51.100.53 vncport=8080 authorized_key=c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUE9PSBj";
+                dns1=198.51.100.53 vncport=8080 authorized_key=c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUE9PSBjMQ";
     let wanted = plan(line, "kvm").await?;
     for (what, other) in [
         ("double spaces", line.replace(' ', "  ")),
