@@ -113,15 +113,18 @@ impl Zone {
         .await
     }
 
-    /// What the process of the service really is.
+    /// What the process of the service really is, once it runs.
     async fn runs(&self) -> String {
-        let pid = self
-            .vm
-            .text(&["systemctl", "show", "--property=MainPID", "--value", "cs-ssvm"])
-            .await
-            .unwrap();
-        let program = self.vm.text(&["readlink", &format!("/proc/{}/exe", pid.trim())]).await;
-        program.unwrap().trim().to_owned()
+        wait::until("the service runs", LIMIT, async || {
+            let show = ["systemctl", "show", "--property=MainPID", "--value", "cs-ssvm"];
+            let pid = self.vm.run(&show).await.map_err(|error| format!("{error:#}"))?.stdout;
+            let program = self.vm.run(&["readlink", &format!("/proc/{}/exe", pid.trim())]).await;
+            let program = program.map_err(|error| format!("{error:#}"))?;
+            // Before that it is systemd's, which sets up the sandbox.
+            let is_ours = program.stdout.ends_with("/ssvm\n");
+            is_ours.then(|| program.stdout.trim().to_owned()).ok_or(program.stdout)
+        })
+        .await
     }
 }
 
