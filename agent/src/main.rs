@@ -59,7 +59,7 @@ async fn main() -> ExitCode {
         Command::Boot(args) => boot::run(args).await,
         Command::Check(args) => check::run(&args).await,
         Command::SsvmCheck(args) => check::ssvm(&args).await,
-        Command::Cmdline(args) => cmdline::run(&args),
+        Command::Cmdline(args) => cmdline::run(&args).await,
         Command::Setup(args) => setup::run(&args).await,
         Command::GrowDisk(args) => setup::grow_disk(&args).await,
         Command::UserData(args) => setup::user_data(&args).await,

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
 
+#[path = "host/commands.rs"]
+mod commands;
 #[path = "host/gate.rs"]
 mod gate;
 #[path = "host/patch.rs"]

@@ -168,3 +168,58 @@ async fn a_line_through_xenserver_is_read_with_percent_signs_as_spaces() {
     );
     assert!(boot("kvm").run().await.is_err());
 }
+
+fn plan_of(line: &str) -> Plan {
+    Plan::of(
+        &SystemVm::parse(&BootArgs::parse(line).unwrap()).unwrap(),
+        Hypervisor::Kvm,
+    )
+}
+
+/// appliance.md §14, item 6.
+#[test]
+fn spellings_of_a_line_that_mean_the_same_become_the_same_plan() {
+    let plain = "type=router name=r-4-VM authorized_key=c3NoLWVkMjU1MTkgQUFBQQ== dns1=192.0.2.53 eth0ip=10.1.1.1 \
+                 eth0mask=255.255.255.0 eth1ip=169.254.3.7 eth1mask=255.255.0.0 gateway=10.1.1.254";
+    let wanted = plan_of(plain);
+    assert_eq!(wanted.authorized_keys.as_deref(), Some("ssh-ed25519 AAAA\n"));
+    for (why, other) in [
+        ("no padding", plain.replace("==", "")),
+        (
+            "the key with its newline",
+            plain.replace("c3NoLWVkMjU1MTkgQUFBQQ==", "c3NoLWVkMjU1MTkgQUFBQQo="),
+        ),
+        ("spaces", format!("   {}  \n", plain.replace(' ', "  "))),
+        (
+            "null",
+            format!("{plain} dns2=null privateMtu=null publicMtu=null internaldns1=null"),
+        ),
+        ("nothing", format!("{plain} dns2= eth0ip6= domain=")),
+        (
+            "the last one wins",
+            format!("dns1=198.51.100.1 eth1ip=169.254.9.9 authorized_key=eA== {plain}"),
+        ),
+        ("unknown keys", format!("{plain} nonsense=1 eth0=up password=hush word")),
+        ("a dotted mask or a length", plain.replace("255.255.0.0", "16")),
+    ] {
+        assert_eq!(plan_of(&other), wanted, "{why}: {other}");
+    }
+    let without_address = plan_of(&format!("{plain} eth2ip=0.0.0.0 eth2mask=0.0.0.0"));
+    let eth2 = &without_address.links[2];
+    assert_eq!((eth2.up, eth2.ipv4), (false, None));
+    assert_eq!(
+        without_address.routes[0].link.as_str(),
+        "eth0",
+        "the gateway is a neighbour of eth0"
+    );
+}
+
+#[test]
+fn a_vm_that_has_become_a_vpc_router_needs_nothing_more_from_the_images_ip() {
+    // What `Current::question` printed in a VM of the image (iproute2 of Debian 13) that had been an SSVM before.
+    let printed = include_bytes!("plans/redundant-vpc-router.in-the-image.json");
+    let current = Current::read(printed).unwrap();
+    assert_eq!((current.links.len(), current.rules.len()), (4, 2));
+    let line = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/boot/redundant-vpc-router.cmdline");
+    assert_eq!(plan(&line).ip_batch(&current), "");
+}

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use platform::exec::Cmd;
@@ -10,8 +11,11 @@ use url::{Host, Url};
 
 use crate::mount_uuid::mount_uuid;
 
-/// Upstream's options; `retrans` makes the soft mount practically hard.
+/// Upstream's options; `retrans` makes the soft mount practically hard: what is open goes on when a server comes back, however
+/// long that takes (decision 0061).
 const NFS_OPTIONS: &str = "soft,timeo=133,retrans=2147483647,tcp,acdirmax=0,acdirmin=0";
+/// What can be mounted.
+const NFS_VERSIONS: [&str; 5] = ["3", "4", "4.0", "4.1", "4.2"];
 
 /// A store's URL, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,30 @@ pub enum Scheme {
         /// Kept apart: it must not be seen in the list of processes.
         password: Secret<String>,
     },
+}
+
+/// A version of NFS that the kernel of the image speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NfsVersion(&'static str);
+
+/// A version that it does not speak.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the NFS version {0:?} is none that can be mounted; set secstorage.nfs.version (of the zone or the store) to {list}, or to \
+     nothing",
+    list = NFS_VERSIONS.join(", ")
+)]
+pub struct BadNfsVersion(String);
+
+impl FromStr for NfsVersion {
+    type Err = BadNfsVersion;
+
+    fn from_str(text: &str) -> Result<Self, BadNfsVersion> {
+        let known = NFS_VERSIONS.into_iter().find(|version| *version == text);
+        known
+            .map(Self)
+            .ok_or_else(|| BadNfsVersion(text.chars().take(80).collect()))
+    }
 }
 
 /// Why a URL is no store.
@@ -113,7 +141,7 @@ impl StoreUrl {
     pub fn command(
         &self,
         ip: IpAddr,
-        version: Option<&str>,
+        version: Option<NfsVersion>,
         options: Option<&str>,
         at: &Path,
         credentials: &Path,
@@ -122,9 +150,21 @@ impl StoreUrl {
         let (kind, words) = match &self.scheme {
             Scheme::Nfs => {
                 let mut words = options.unwrap_or(NFS_OPTIONS).to_owned();
-                if let Some(version) = version {
+                if let Some(NfsVersion(version)) = version {
                     words.push_str(",vers=");
                     words.push_str(version);
+                }
+                let has = |words: &str, names: &[&str]| {
+                    let mut keys = words.split(',').map(|word| word.split('=').next().unwrap_or(word));
+                    keys.any(|key| names.contains(&key))
+                };
+                // Locks of v3 need programs that listen here, and nobody locks: one program writes each file. v4 ignores it.
+                if version.is_none_or(|version| version.0 == "3") && !has(&words, &["lock", "nolock"]) {
+                    words.push_str(",nolock");
+                }
+                // The reason at once instead of two minutes of attempts: whoever needs the store asks again.
+                if !has(&words, &["retry"]) {
+                    words.push_str(",retry=0");
                 }
                 ("nfs", words)
             }
@@ -235,7 +275,7 @@ mod tests {
             );
             let command = url.command(
                 mount.resolved_ip,
-                mount.nfs_version.as_deref(),
+                mount.nfs_version.as_deref().map(|version| version.parse().unwrap()),
                 None,
                 &mount.at,
                 Path::new("/run/c"),
@@ -244,7 +284,10 @@ mod tests {
             let (paths, words) = (&mount.argv[5..], &mount.argv[..5]);
             let expected = format!("{} -- {}", words.join(" "), paths.join(" "));
             let expected = expected.replace("user=u1,password=p1", "credentials=/run/c");
-            assert_eq!(command.to_string(), expected);
+            let said = command.to_string();
+            // What ours adds to upstream's options is tested below.
+            let said = said.replace(",nolock", "").replace(",retry=0", "");
+            assert_eq!(said, expected);
             if let Some(credentials) = url.credentials() {
                 assert_eq!(credentials.expose(), "username=u1\npassword=p1\n");
             }
@@ -253,6 +296,37 @@ mod tests {
             // A name that does not resolve is found out later.
             let is_bad = StoreUrl::parse(&bad.url).is_err();
             assert_eq!(is_bad, !bad.url.contains("no-such-host"), "{}", bad.url);
+        }
+    }
+
+    #[test]
+    fn what_an_operator_says_stays_and_v3_needs_no_lock_daemon() {
+        let url = StoreUrl::parse("nfs://192.0.2.5/e").unwrap();
+        let options = |version: Option<&str>, options: Option<&str>| {
+            let version = version.map(|version| version.parse().unwrap());
+            let ip = "192.0.2.5".parse().unwrap();
+            let (at, none) = (Path::new("/mnt/x"), Path::new("/none"));
+            let command = url
+                .command(ip, version, options, at, none, Duration::from_mins(1))
+                .to_string();
+            let words = command.strip_prefix("mount -t nfs -o ").unwrap();
+            words.strip_suffix(" -- 192.0.2.5:/e /mnt/x").unwrap().to_owned()
+        };
+        assert_eq!(options(Some("3"), None), format!("{NFS_OPTIONS},vers=3,nolock,retry=0"));
+        assert_eq!(options(Some("4.1"), None), format!("{NFS_OPTIONS},vers=4.1,retry=0"));
+        // It may become v3.
+        assert_eq!(options(None, None), format!("{NFS_OPTIONS},nolock,retry=0"));
+        assert_eq!(
+            options(Some("3"), Some("hard,lock,retry=2")),
+            "hard,lock,retry=2,vers=3"
+        );
+    }
+
+    #[test]
+    fn only_versions_that_the_kernel_speaks_are_taken() {
+        for bad in ["", "2", "5", "4.3", "4.1,suid", "4 ", "v4"] {
+            let error = bad.parse::<NfsVersion>().unwrap_err().to_string();
+            assert!(error.ends_with("to 3, 4, 4.0, 4.1, 4.2, or to nothing"), "{error}");
         }
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 use platform::files;
 use tokio::sync::{Mutex, watch};
@@ -13,12 +15,15 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::blocking::on_thread;
-use crate::mount::{self, BadStoreUrl, StoreUrl};
+use crate::mount::{self, BadNfsVersion, BadStoreUrl, StoreUrl};
 use crate::order::{StoreRef, shown_store};
 use crate::settings::Settings;
 
 /// For a look at a store that should be there (§6.7).
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+
+/// For a look whether a store is stale. Each command makes one: it must not wait long for a server that is away.
+const STALE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the last known size of a store is told while it does not answer (§6.7).
 const SPACE_IS_GOOD_FOR: Duration = Duration::from_mins(10);
@@ -139,10 +144,20 @@ impl Stores {
     pub async fn open(&self, store: &StoreRef) -> Result<Arc<Store>, StoreError> {
         let slot = Arc::clone(self.slots.lock().await.entry(store.clone()).or_default());
         let mut slot = slot.lock().await;
-        if let Some(open) = &slot.open
-            && (!self.map.is_empty() || is_still_mounted(&open.root).await)
-        {
-            return Ok(Arc::clone(open));
+        if let Some(open) = &slot.open {
+            if !self.map.is_empty() {
+                return Ok(Arc::clone(open));
+            }
+            if is_still_mounted(&open.root).await {
+                if !open.is_stale().await {
+                    return Ok(Arc::clone(open));
+                }
+                warn!(
+                    store = open.shown(),
+                    "The file server does not know this mount any more; mounting anew"
+                );
+                open.detach().await;
+            }
         }
         if let Some(failed) = &slot.failed
             && Instant::now() < failed.again_at
@@ -239,12 +254,8 @@ impl Stores {
                     .map_err(|error| failed(platform::logging::chain(&error).to_string()))?;
             }
             let version = store.nfs_version.as_deref().or(self.default_version.as_deref());
-            let is_number = |version: &str| version.chars().all(|c| c.is_ascii_digit() || c == '.');
-            if let Some(version) = version.filter(|version| !is_number(version)) {
-                return Err(failed(format!(
-                    "the NFS version {version:?} is none; write it like 4.1"
-                )));
-            }
+            let version = version.map(str::parse).transpose();
+            let version = version.map_err(|error: BadNfsVersion| failed(error.to_string()))?;
             let options = self.mount_options.get(&url.host).map(String::as_str);
             let command = url.command(ip, version, options, &at, &credentials, self.mount_timeout);
             let mounted = command.run().await;
@@ -284,6 +295,32 @@ impl Store {
     /// Its URL for logs and users.
     pub fn shown(&self) -> &str {
         shown_store(&self.url)
+    }
+
+    /// Whether its server has forgotten what is mounted (`ESTALE`): it was restored, or the export was made anew. A store that
+    /// does not answer is not stale: what is open goes on when its server is back.
+    async fn is_stale(&self) -> bool {
+        // While another look hangs, this one would, too.
+        let Ok(looking) = Arc::clone(&self.looking).try_lock_owned() else {
+            return false;
+        };
+        let root = self.root.clone();
+        let look = on_thread("store-look", move || {
+            let found = std::fs::metadata(&root);
+            drop(looking);
+            found
+        });
+        let found = timeout(STALE_LIMIT, look).await;
+        matches!(found, Ok(Ok(Err(error))) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ESTALE))
+    }
+
+    /// Takes the mount away at once. Whoever has files of it open keeps them, for what they are worth.
+    async fn detach(&self) {
+        let root = self.root.clone();
+        let detached = on_thread("store-detach", move || umount2(&root, MntFlags::MNT_DETACH)).await;
+        if let Ok(Err(error)) = detached {
+            warn!(root = %self.root.display(), %error, "Cannot unmount a store");
+        }
     }
 
     /// Its size, within [`LOOK_LIMIT`]; the last known one for some minutes while the store does not answer. A store
@@ -438,7 +475,9 @@ mod tests {
         let stores = Stores::new(&settings, Some("4.1,suid".into()));
         let error = stores.open(&store("nfs://192.0.2.5/e")).await.unwrap_err().to_string();
         assert!(
-            error.ends_with("due to the NFS version \"4.1,suid\" is none; write it like 4.1"),
+            error.contains(
+                "due to the NFS version \"4.1,suid\" is none that can be mounted; set secstorage.nfs.version"
+            ),
             "{error}"
         );
     }

@@ -91,6 +91,8 @@ pub enum Example {
     VpcRouter,
     /// (5), the DHCP server of a basic zone.
     DhcpServer,
+    /// (6), an isolated router on VMware, whose control network is the management network.
+    VmwareRouter,
     /// (7), an internal load balancer.
     LoadBalancer,
 }
@@ -147,6 +149,13 @@ impl Example {
                  gateway=203.0.113.1 privateMtu=null domain=cs1.internal cidrsize=24 dhcprange=203.0.113.1 \
                  eth1ip=169.254.9.9 eth1mask=255.255.0.0 type=dhcpsrvr  dns1=198.51.100.53 logrotatefrequency=*:00:00"
             }
+            Self::VmwareRouter => {
+                " template=domP name=r-8-VM authorized_key=${KEY} eth2ip=203.0.113.33 eth2mask=255.255.255.0 \
+                 gateway=203.0.113.1 publicMtu=1500 eth0ip=10.1.1.1 eth0mask=255.255.255.0 privateMtu=1500 \
+                 domain=cs2cloud.internal cidrsize=24 dhcprange=10.1.1.1 eth1ip=192.0.2.77 eth1mask=255.255.255.0 \
+                 mgmtcidr=192.0.2.0/24 localgw=192.0.2.1 type=router  dns1=198.51.100.53 logrotatefrequency=*:00:00 \
+                 nic_macs=02:00:5e:10:00:0a|02:00:5e:10:00:0b|1e:00:5e:10:00:0c"
+            }
             Self::LoadBalancer => {
                 " template=domP name=b-9-VM eth0ip=10.10.1.250 eth0mask=255.255.255.0 gateway=10.10.1.1 dns1=10.10.1.1 \
                  authorized_key=${KEY} eth1ip=169.254.77.1 eth1mask=255.255.0.0 authorized_key=${KEY} \
@@ -163,11 +172,13 @@ impl Example {
             Self::Router => "169.254.3.7",
             Self::VpcRouter => "169.254.88.19",
             Self::DhcpServer => "169.254.9.9",
+            Self::VmwareRouter => "192.0.2.77",
             Self::LoadBalancer => "169.254.77.1",
         }
     }
 
-    /// Its NICs, eth0 first, as they are when it starts.
+    /// Its NICs as they are when it starts, eth0 first; those of the router on VMware the other way round, so that only its
+    /// `nic_macs` tell which is which.
     pub fn nics(self) -> Vec<Nic> {
         let bridges: &[&str] = match self {
             Self::Ssvm => &["control", "management", "public", "storage"],
@@ -175,6 +186,7 @@ impl Example {
             Self::Router => &["guest", "control", "public"],
             Self::VpcRouter => &["control"],
             Self::DhcpServer => &["public", "control"],
+            Self::VmwareRouter => &["public", "management", "guest"],
             Self::LoadBalancer => &["guest", "control"],
         };
         (0..)
@@ -183,8 +195,12 @@ impl Example {
             .collect()
     }
 
-    /// The MAC address of a device. The control NIC's is made of its IPv4 address, as CloudStack does (§2.3).
+    /// The MAC address of a device, or of the NIC in this place. The control NIC's is made of its IPv4 address, as CloudStack does (§2.3).
     pub fn mac(self, device: u8) -> String {
+        if self == Self::VmwareRouter {
+            let macs = ["1e:00:5e:10:00:0c", "02:00:5e:10:00:0b", "02:00:5e:10:00:0a"];
+            return macs[usize::from(device)].to_owned();
+        }
         let has_control_first = matches!(self, Self::Ssvm | Self::ConsoleProxy | Self::VpcRouter);
         if device == u8::from(!has_control_first) {
             let hex = self.control().split('.').filter_map(|part| part.parse::<u8>().ok());

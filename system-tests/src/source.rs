@@ -1,4 +1,4 @@
-//! A web server on loopback with images to download.
+//! A web server with images to download.
 
 use std::collections::HashMap;
 use std::io;
@@ -63,7 +63,14 @@ impl Source {
     /// # Panics
     /// There is none.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        Self::on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
+    }
+
+    /// Starts it on a socket, such as one in a test's network.
+    ///
+    /// # Panics
+    /// The socket has no address.
+    pub fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
         let stop = CancellationToken::new();

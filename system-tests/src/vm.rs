@@ -328,7 +328,7 @@ fn disk_in_ova(ova: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Whether QEMU can use the processor's virtualisation here: only trying tells, the device may be there and useless.
-async fn has_kvm() -> bool {
+pub async fn has_kvm() -> bool {
     static ANSWER: OnceCell<bool> = OnceCell::const_new();
     let arguments = "-machine pc -accel kvm -cpu max -m 16 -S -nodefaults -display none -qmp stdio";
     let quit = r#"{"execute": "qmp_capabilities"} {"execute": "quit"}"#;

@@ -22,10 +22,10 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
     let bios = Vm::new(Format::Qcow2)
         .nic(Nic::unplugged(MAC))
         .port("org.example.channel")
-        .oem_string("type=router name=r-4-VM")
+        .oem_string("cloudstack-cmdline:type=an-oem-string")
         .oem_string("a,b")
-        .fw_cfg("opt/org.cloudstack/cmdline", "type=router, as firmware says")
-        .iso("config-2", &[("cmdline", b"type=router, as a CD says\n")])
+        .fw_cfg("opt/org.cloudstack/cmdline", "type=fw_cfg")
+        .iso("config-2", &[("cmdline", b"type=a-cd\n")])
         .no_rng()
         .watchdog()
         .may_reboot();
@@ -46,14 +46,14 @@ async fn two_vms_boot_alike_with_identities_of_their_own_and_power_off_when_aske
     );
     for vm in [&bios, &uefi] {
         nobody_has_a_password(vm).await;
-        only_ssh_listens(vm).await;
+        nothing_listens(vm).await;
         the_journal_is_small_and_in_memory(vm).await;
         programs_are_there_and_wait(vm).await;
     }
     each_has_its_own(&bios, &uefi, &["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).await;
     each_has_its_own(&bios, &uefi, &["cat", "/etc/ssh/ssh_host_ecdsa_key.pub"]).await;
     each_has_its_own(&bios, &uefi, &["cat", "/etc/machine-id"]).await;
-    configuration_channels_can_be_read(&bios).await;
+    boot_arguments_are_found_in_every_place(&bios).await;
     it_is_the_same_after_a_reset(&bios).await;
 
     listens_to_its_power_button(&bios).await;
@@ -95,28 +95,18 @@ async fn nobody_has_a_password(vm: &Booted) {
     assert!(shadow.starts_with("root:"), "{shadow}");
 }
 
-async fn only_ssh_listens(vm: &Booted) {
-    let listening = vm
-        .text(&[
-            "ss",
-            "--no-header",
-            "--listening",
-            "--tcp",
-            "--udp",
-            "--raw",
-            "--numeric",
-        ])
-        .await;
-    let listening = listening.unwrap();
-    let addresses: Vec<_> = listening
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(4))
-        .collect();
-    assert!(!addresses.is_empty(), "nobody listens");
-    assert!(
-        addresses.iter().all(|address| address.ends_with(":3922")),
-        "{listening}"
-    );
+/// Until boot arguments say where.
+async fn nothing_listens(vm: &Booted) {
+    let all = [
+        "ss",
+        "--no-header",
+        "--listening",
+        "--tcp",
+        "--udp",
+        "--raw",
+        "--numeric",
+    ];
+    assert_eq!(vm.text(&all).await.unwrap(), "");
     let ruleset = vm.text(&["nft", "list", "ruleset"]).await.unwrap();
     assert_eq!(
         ruleset.matches("policy drop").count(),
@@ -176,26 +166,27 @@ async fn it_is_the_same_after_a_reset(vm: &Booted) {
     );
 }
 
-async fn configuration_channels_can_be_read(vm: &Booted) {
-    vm.text(&["modprobe", "qemu_fw_cfg"]).await.unwrap();
-    let fw_cfg = vm
-        .read("/sys/firmware/qemu_fw_cfg/by_name/opt/org.cloudstack/cmdline/raw")
-        .await
-        .unwrap();
-    assert_eq!(fw_cfg, "type=router, as firmware says");
-
-    let oem_strings = vm.read("/sys/firmware/dmi/entries/11-0/raw").await.unwrap();
-    assert!(
-        oem_strings.ends_with("type=router name=r-4-VM\0a,b\0\0"),
-        "{oem_strings:?}"
-    );
-
-    vm.text(&["mount", "-o", "ro", "LABEL=config-2", "/mnt"]).await.unwrap();
+/// QEMU's real fw_cfg, SMBIOS and CD. All of them make no sense, so that each is tried, and the machine waits for a better one.
+async fn boot_arguments_are_found_in_every_place(vm: &Booted) {
+    let sources = vm.text(&["agent", "cmdline", "--sources"]).await.unwrap();
     assert_eq!(
-        vm.text(&["cat", "/mnt/cmdline"]).await.unwrap(),
-        "type=router, as a CD says\n"
+        sources,
+        "hypervisor: kvm, it has the virtio port org.qemu.guest_agent.0\n\
+         /mnt/cmdline: nothing\n\
+         the kernel command line: nothing\n\
+         fw_cfg opt/org.cloudstack/cmdline: 11 bytes\n\
+         fw_cfg opt/cloudstack/cmdline: nothing\n\
+         an SMBIOS OEM string: 18 bytes\n\
+         a CD: 10 bytes\n"
     );
-    vm.text(&["umount", "/mnt"]).await.unwrap();
+    let log = ["journalctl", "--boot", "--quiet", "--output=cat", "--unit=cs-preinit"];
+    system_tests::wait::until("each place to be tried", END_LIMIT, async || {
+        let log = vm.text(&log).await.unwrap();
+        let is_told = |name: &str| log.contains(&format!("type=\\\"{name}\\\": expected one of"));
+        let has_all = ["fw_cfg", "an-oem-string", "a-cd"].into_iter().all(is_told);
+        has_all.then_some(()).ok_or(log)
+    })
+    .await;
 
     let port = "/dev/virtio-ports/org.example.channel";
     let mut channel = vm.port("org.example.channel").await.unwrap();
@@ -211,12 +202,12 @@ async fn configuration_channels_can_be_read(vm: &Booted) {
         .unwrap();
     assert_eq!(&heard, b"sysvm\n");
 
-    vm.pass_cmdline("template=domP type=router name=r-4-VM").await.unwrap();
+    vm.pass_cmdline("template=domP type=cksnode name=r-4-VM").await.unwrap();
     let cmdline = vm
         .text(&["stat", "--format=%a %U %s", "/var/cache/cloud/cmdline"])
         .await
         .unwrap();
-    assert_eq!(cmdline, "600 root 38\n");
+    assert_eq!(cmdline, "600 root 39\n");
 }
 
 /// A VM on a control network. It has booted before.
@@ -229,12 +220,20 @@ async fn on_control_network() -> (Net, Booted) {
         .resume()
         .await
         .unwrap();
-    // What `agent boot` will do.
-    let address = format!("{ADDRESS}/16");
-    vm.text(&["ip", "address", "add", &address, "dev", "eth0"])
-        .await
-        .unwrap();
-    vm.text(&["ip", "link", "set", "eth0", "up"]).await.unwrap();
+    vm.pass_cmdline(&format!(
+        "type=vpcrouter name=r-4-VM eth0ip={ADDRESS} eth0mask=255.255.0.0"
+    ))
+    .await
+    .unwrap();
+    let address = SocketAddr::new(ADDRESS.parse().unwrap(), 3922);
+    system_tests::wait::until("port 3922", END_LIMIT, async || {
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        net.inside(connect)
+            .unwrap()
+            .map(drop)
+            .map_err(|error| error.to_string())
+    })
+    .await;
     (net, vm)
 }
 
@@ -268,7 +267,7 @@ async fn root_logs_in_with_the_key_on_3922_and_in_no_other_way() {
         .option("Ciphers=aes128-ctr")
         .option("MACs=hmac-sha2-256")
         .option("KexAlgorithms=ecdh-sha2-nistp256");
-    assert_eq!(java.run("hostname").await.unwrap(), "sysvm\n");
+    assert_eq!(java.run("hostname").await.unwrap(), "r-4-VM\n");
 
     let directory = tempfile::tempdir().unwrap();
     let (file, back) = (directory.path().join("patch.sh"), directory.path().join("back"));

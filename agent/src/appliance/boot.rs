@@ -177,11 +177,14 @@ async fn start(sshd: Sshd, setup_is_first: Option<bool>) {
         Sshd::Restart => "restart",
         Sshd::Stop => "stop",
     };
-    let setup = setup_is_first.map(|is_first| if is_first { "start" } else { "restart" });
-    let calls = match setup {
-        Some(setup) if setup == ssh => vec![(ssh, vec![SSH, SETUP])],
-        Some(setup) => vec![(ssh, vec![SSH]), (setup, vec![SETUP])],
+    let calls = match setup_is_first {
         None => vec![(ssh, vec![SSH])],
+        // What does not run yet is started by either, and one program is faster than two.
+        Some(true) if sshd != Sshd::Stop => vec![(ssh, vec![SSH, SETUP])],
+        Some(is_first) => vec![
+            (ssh, vec![SSH]),
+            (if is_first { "start" } else { "restart" }, vec![SETUP]),
+        ],
     };
     for (verb, units) in calls {
         if let Err(error) = Cmd::new("systemctl").args([verb, "--no-block"]).args(units).run().await {

@@ -116,6 +116,15 @@ pub enum ChannelError {
     },
 }
 
+/// One channel, as it is now.
+#[derive(Debug)]
+pub struct Look {
+    /// Which.
+    pub channel: Channel,
+    /// Its line; `None` when there is none.
+    pub line: Result<Option<Line>, ChannelError>,
+}
+
 /// What a look at all channels found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -125,50 +134,65 @@ pub struct Found {
     pub problems: Vec<ChannelError>,
 }
 
-/// Looks at the channels in their order.
-pub async fn look(root: &Root, hypervisor: Hypervisor, named: Option<&PathBuf>) -> Found {
+/// The first channel that has a line. One that is known to make no sense does not count.
+pub async fn first(
+    root: &Root,
+    hypervisor: Hypervisor,
+    named: Option<&PathBuf>,
+    is_refused: impl Fn(&[u8]) -> bool,
+) -> Found {
     let mut found = Found::default();
-    if let Some(path) = named {
-        let line = files::read_limited(path, MAX_LINE).map_err(ChannelError::from);
-        let line = line.and_then(|line| line.ok_or_else(|| ChannelError::NoFile(path.clone())));
-        found.take(line.map(Some), || Channel::File(path.clone()));
-        return found; // who names a file wants no other
-    }
-    let mounted = files::read_limited(root.path(OVERRIDE), MAX_LINE).map_err(ChannelError::from);
-    let _ = found.take(mounted, || Channel::File(OVERRIDE.into()))
-        || found.take(kernel::read(root, hypervisor), || Channel::Kernel)
-        || found.take_named(fw_cfg::read(root))
-        || found.take(smbios::read(root), || Channel::Smbios)
-        || match hypervisor {
-            Hypervisor::Xen => found.take(xenstore::read().await, || Channel::Xenstore),
-            Hypervisor::Vmware => found.take(vmware::read().await, || Channel::MachineId),
-            Hypervisor::HyperV => found.take(hyperv::read(root), || Channel::KeyValuePair),
-            Hypervisor::Kvm | Hypervisor::Other => false,
+    for look in all(root, hypervisor, named).await {
+        match look.line {
+            Ok(Some(line)) if !is_refused(&line.text) => {
+                found.line = Some(line);
+                break;
+            }
+            Ok(_) => {}
+            Err(problem) => found.problems.push(problem),
         }
-        || found.take(iso::read(root), || Channel::Cd);
+    }
     found
 }
 
-impl Found {
-    /// Whether there is a line now.
-    fn take(&mut self, read: Result<Option<Vec<u8>>, ChannelError>, channel: impl FnOnce() -> Channel) -> bool {
-        self.take_named(read.map(|text| text.map(|text| (text, channel()))))
+/// All channels that this machine may have, in their order. Who names a file wants no other.
+pub async fn all(root: &Root, hypervisor: Hypervisor, named: Option<&PathBuf>) -> Vec<Look> {
+    if let Some(path) = named {
+        let text = files::read_limited(path, MAX_LINE).map_err(ChannelError::from);
+        let text = text.and_then(|text| text.ok_or_else(|| ChannelError::NoFile(path.clone())));
+        return vec![look(Channel::File(path.clone()), text.map(Some))];
     }
+    let mounted = files::read_limited(root.path(OVERRIDE), MAX_LINE).map_err(ChannelError::from);
+    let mut looks = vec![
+        look(Channel::File(OVERRIDE.into()), mounted),
+        look(Channel::Kernel, kernel::read(root, hypervisor)),
+    ];
+    looks.extend(fw_cfg::NAMES.map(|name| look(Channel::FwCfg(name.to_owned()), fw_cfg::read(root, name))));
+    looks.push(look(Channel::Smbios, smbios::read(root)));
+    match hypervisor {
+        Hypervisor::Xen => looks.push(look(Channel::Xenstore, xenstore::read().await)),
+        Hypervisor::Vmware => looks.push(look(Channel::MachineId, vmware::read().await)),
+        Hypervisor::HyperV => looks.push(look(Channel::KeyValuePair, hyperv::read(root))),
+        Hypervisor::Kvm | Hypervisor::Other => {}
+    }
+    looks.push(look(Channel::Cd, iso::read(root)));
+    looks
+}
 
-    fn take_named(&mut self, read: Result<Option<(Vec<u8>, Channel)>, ChannelError>) -> bool {
-        match read {
-            Ok(Some((text, channel))) if text.len() > usize::try_from(MAX_LINE).unwrap_or(usize::MAX) => {
-                self.problems.push(ChannelError::TooLong {
-                    channel,
-                    length: text.len(),
-                });
-            }
-            Ok(Some((text, channel))) if !is_blank(&text) => self.line = Some(Line { text, channel }),
-            Ok(_) => {}
-            Err(problem) => self.problems.push(problem),
-        }
-        self.line.is_some()
-    }
+fn look(channel: Channel, read: Result<Option<Vec<u8>>, ChannelError>) -> Look {
+    let is_long = |text: &Vec<u8>| u64::try_from(text.len()).is_ok_and(|length| length > MAX_LINE);
+    let line = match read.map(|text| text.filter(|text| !is_blank(text))) {
+        Ok(Some(text)) if is_long(&text) => Err(ChannelError::TooLong {
+            channel: channel.clone(),
+            length: text.len(),
+        }),
+        Ok(text) => Ok(text.map(|text| Line {
+            text,
+            channel: channel.clone(),
+        })),
+        Err(error) => Err(error),
+    };
+    Look { channel, line }
 }
 
 impl Channel {

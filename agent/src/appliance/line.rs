@@ -35,7 +35,7 @@ use record::{Record, sha256};
 /// How long a host may take to write a line once it can. It tries ten times a second (§3.2).
 const HOST_LIMIT: Duration = Duration::from_secs(20);
 /// How long a guest agent may take to start where there is a port for it. It takes seconds, also under emulation.
-const GUEST_AGENT_LIMIT: Duration = Duration::from_secs(60);
+const GUEST_AGENT_LIMIT: Duration = Duration::from_mins(1);
 /// Between looks at the channels: first short, since drivers are loaded while we look.
 const EAGER: Duration = Duration::from_millis(500);
 const EAGER_FOR: Duration = Duration::from_secs(10);
@@ -44,6 +44,8 @@ const PATIENT: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The last good line, for a boot that finds half a line in the file. Mode 0600.
 const GOOD: &str = "/var/lib/sysvm/line";
+/// Lines that made no sense, remembered.
+const MAX_REFUSED: usize = 32;
 /// A line that makes no sense, for people: `agent cmdline` explains it. Mode 0600.
 pub const REFUSED: &str = "/var/cache/cloud/cmdline.refused";
 /// Processes of the guest agent, one in each line. It opens its port as soon as it runs.
@@ -66,8 +68,8 @@ pub struct Source {
     cached: Option<Line>,
     /// In force.
     current: Option<Vec<u8>>,
-    /// Told to make no sense: not again.
-    refused: Option<Vec<u8>>,
+    /// Digests of lines that made no sense: they are not told again.
+    refused: Vec<String>,
     guest_agent_since: Option<Instant>,
     told: Option<Instant>,
 }
@@ -126,9 +128,7 @@ impl Source {
     /// Watches from now on. `named` is a file that replaces all channels, `forced` the hypervisor that this is said to be.
     pub fn open(root: &Root, named: Option<PathBuf>, forced: Option<Hypervisor>) -> Result<Self, LineError> {
         let watch = watch(root)?;
-        for directory in [root.path(STATE)] {
-            make(directory)?;
-        }
+        make(root.path(STATE))?;
         let record = record::read(root);
         let mut source = Self {
             boot_id: record::boot_id(root),
@@ -140,7 +140,7 @@ impl Source {
             resumed: None,
             cached: None,
             current: None,
-            refused: None,
+            refused: Vec::new(),
             guest_agent_since: None,
             told: None,
             record,
@@ -205,7 +205,10 @@ impl Source {
     /// The line makes no sense: it is put aside, and the one in force, if any, is again where everybody looks. After
     /// a bad one that the host has written for this start, an old one does not count any more.
     pub fn refuse(&mut self, candidate: &Candidate) -> Result<(), LineError> {
-        self.refused = Some(candidate.line.text.clone());
+        if self.refused.len() == MAX_REFUSED {
+            self.refused.remove(0);
+        }
+        self.refused.push(sha256(&candidate.line.text));
         if !candidate.line.channel.is_fixed() {
             self.cached = None;
         }
@@ -268,8 +271,11 @@ impl Source {
         if self.detected.hypervisor == Hypervisor::Other {
             self.detected = detected(&self.root, self.forced);
         }
-        let found = channel::look(&self.root, self.detected.hypervisor, self.named.as_ref()).await;
-        if let Some(line) = found.line.filter(|line| self.refused.as_ref() != Some(&line.text)) {
+        let found = channel::first(&self.root, self.detected.hypervisor, self.named.as_ref(), |line| {
+            self.refused.contains(&sha256(line))
+        })
+        .await;
+        if let Some(line) = found.line {
             return Some(self.unless_known(line));
         }
         let now = Instant::now();
@@ -341,7 +347,7 @@ impl Source {
     /// What somebody has just written into the file, if it says anything new.
     fn written(&mut self, progress: &mut Progress) -> Option<Candidate> {
         match files::read_limited(self.root.path(LINE), MAX_LINE) {
-            Ok(Some(text)) if is_blank(&text) || [&self.current, &self.refused].contains(&&Some(text.clone())) => None,
+            Ok(Some(text)) if self.is_known(&text) => None,
             Ok(Some(text)) => Some(Candidate {
                 line: Line {
                     text,
@@ -361,6 +367,11 @@ impl Source {
                 None
             }
         }
+    }
+
+    /// Nothing, the line in force, or one that made no sense.
+    fn is_known(&self, text: &Vec<u8>) -> bool {
+        is_blank(text) || self.current.as_ref() == Some(text) || self.refused.contains(&sha256(text))
     }
 
     fn pause(&self) -> Duration {

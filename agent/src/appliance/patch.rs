@@ -14,7 +14,6 @@
 //! upload deleted               –       new               new
 //! ```
 
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
@@ -267,9 +266,4 @@ fn hex(digest: &Digest) -> String {
         write!(text, "{byte:02x}").expect("a String takes everything");
         text
     })
-}
-
-/// Whether a name in [`UPLOADS`] is one of the three files of a patch.
-pub fn is_upload(name: &OsStr) -> bool {
-    [SCRIPTS, AGENT_ZIP, SCRIPT].iter().any(|upload| name == *upload)
 }

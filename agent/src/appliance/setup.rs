@@ -20,6 +20,7 @@ use anyhow::Context;
 use platform::exec::{Cmd, ExecError};
 use platform::files;
 use protocol::boot::{BadBootArgs, BootArgs, SystemVm};
+use protocol::secret::Secret;
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tracing::{error, info, warn};
@@ -216,9 +217,10 @@ async fn set_kernel(root: &Root, vm: &SystemVm) -> anyhow::Result<String> {
 }
 
 async fn start_services(root: &Root, told: &Told, plan: &Plan) -> anyhow::Result<String> {
-    let clock = match plan.services.enable.contains(&CHRONY) {
-        true => clock::host_clock(root).await,
-        false => None,
+    let clock = if plan.services.enable.contains(&CHRONY) {
+        clock::host_clock(root).await
+    } else {
+        None
     };
     for (path, text) in service_files::files(&told.vm, clock.as_deref())
         .into_iter()
@@ -258,7 +260,7 @@ fn write_file(root: &Root, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
 
 /// The boot goes on whatever it says: it is understood here, and done by a unit of its own, which may do anything.
 async fn do_user_data(root: &Root, told: &Told) -> anyhow::Result<String> {
-    let Some(bytes) = told.vm.machine.user_data.as_ref().map(|data| data.expose()) else {
+    let Some(bytes) = told.vm.machine.user_data.as_ref().map(Secret::expose) else {
         return Ok("none".to_owned());
     };
     if first_start::is_begun(root, &told.name(), bytes) {
@@ -279,25 +281,31 @@ async fn do_user_data(root: &Root, told: &Told) -> anyhow::Result<String> {
     let result = root.path(RUN).join(USER_DATA_RESULT);
     fs::remove_file(&result).ok();
     let start = Cmd::new("systemctl").args(["start", "cs-user-data.service"]);
-    match start.time_limit(USER_DATA_LIMIT).run().await {
-        Ok(_) => {}
-        Err(ExecError::TimedOut { .. }) => {
-            return Ok("still running; see `journalctl -u cs-user-data`".to_owned());
+    let start = start.time_limit(USER_DATA_LIMIT);
+    // The first call may only have waited for the user data of boot arguments before these.
+    for _ in 0..2 {
+        match start.run().await {
+            Ok(_) if first_start::is_begun(root, &told.name(), bytes) => break,
+            Ok(_) => {}
+            Err(ExecError::TimedOut { .. }) => {
+                return Ok("still running; see `journalctl -u cs-user-data`".to_owned());
+            }
+            Err(failure) => return Err(failure.into()),
         }
-        Err(failure) => return Err(failure.into()),
     }
     let said = files::read_limited(&result, MAX_LINE)?.context("cs-user-data.service has left no result")?;
     anyhow::ensure!(said.is_empty(), "{}", String::from_utf8_lossy(&said).trim_end());
-    Ok(match ignored.is_empty() {
-        true => "done".to_owned(),
-        false => format!("done but for {ignored}"),
+    Ok(if ignored.is_empty() {
+        "done".to_owned()
+    } else {
+        format!("done but for {ignored}")
     })
 }
 
 /// What `cs-user-data.service` runs: does what the boot arguments' user data wants, if that has not begun before.
 pub async fn first_start(root: &Root) -> Result<(), NoVm> {
     let told = Told::read(root)?;
-    let Some(bytes) = told.vm.machine.user_data.as_ref().map(|data| data.expose()) else {
+    let Some(bytes) = told.vm.machine.user_data.as_ref().map(Secret::expose) else {
         return Ok(());
     };
     if first_start::is_begun(root, &told.name(), bytes) {

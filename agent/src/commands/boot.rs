@@ -39,6 +39,9 @@ pub(crate) struct Boot {
     /// xen every % in the line stands for a space.
     #[arg(long)]
     hypervisor: Option<Hypervisor>,
+    /// Where the machine's files are.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
+    root: PathBuf,
 }
 
 const EXAMPLES: &str = "\
@@ -57,12 +60,13 @@ pub(crate) async fn run(args: Boot) -> ExitCode {
         cmdline_file,
         plan,
         hypervisor,
+        root,
     } = args;
     match cmdline_file {
         Some(file) if plan => show(&file, hypervisor.unwrap_or(Hypervisor::Kvm)),
         cmdline_file => {
             daemon(boot::Options {
-                root: Root::default(),
+                root: Root::new(root),
                 cmdline_file,
                 hypervisor,
             })

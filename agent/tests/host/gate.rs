@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use tokio::task::JoinSet;
 
+use crate::patch::{Watching, archive, sha512};
 use crate::sshd::{Sshd, noise, said, write};
 
 #[tokio::test]
@@ -157,8 +158,8 @@ async fn a_live_patch_takes_the_scripts_and_runs_none() {
         &host.path().join("patch-sysvms.sh"),
         format!("#!/bin/bash\ntouch {}\nexit 1\n", ran.display()),
     );
-    crate::patch::archive(&host.path().join("cloud-scripts.tgz"), "first").await;
-    let digest = crate::patch::sha512(&host.path().join("cloud-scripts.tgz")).await;
+    archive(&host.path().join("cloud-scripts.tgz"), "first").await;
+    let digest = sha512(&host.path().join("cloud-scripts.tgz")).await;
     for patch in [
         "/var/cache/cloud/patch-sysvms.sh",
         "/bin/bash /var/cache/cloud/patch-sysvms.sh",
@@ -190,4 +191,27 @@ async fn a_live_patch_takes_the_scripts_and_runs_none() {
     let (text, code) = sshd.says("/var/cache/cloud/patch-sysvms.sh").await;
     assert!(text.contains("is not complete"), "{text}");
     assert_eq!(code, 1);
+}
+
+#[tokio::test]
+async fn live_patches_and_the_daemon_may_all_come_at_once() {
+    let sshd = Sshd::start().await;
+    let daemon = Watching::start(sshd.vm.path());
+    daemon.is_watching().await;
+    let host = tempfile::tempdir().unwrap();
+    let tgz = host.path().join("cloud-scripts.tgz");
+    for round in ["one", "two"] {
+        archive(&tgz, round).await;
+        let digest = sha512(&tgz).await;
+        let uploaded = sshd.scp(&["-O", tgz.to_str().unwrap(), "vm:/var/cache/cloud/"]).await;
+        assert_eq!(uploaded, (String::new(), 0));
+        let mut patches = JoinSet::new();
+        for _ in 0..5 {
+            let patch = sshd.ssh(&[]).arg("/var/cache/cloud/patch-sysvms.sh");
+            patches.spawn(async move { said(&patch.run_to_exit().await.unwrap()) });
+        }
+        for answer in patches.join_all().await {
+            assert_eq!(answer, (format!("version:{digest} \n"), 0));
+        }
+    }
 }

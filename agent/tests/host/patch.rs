@@ -37,13 +37,13 @@ pub(crate) async fn sha512(path: &Path) -> String {
 }
 
 /// The daemon, with its log beside the VM.
-struct Watching {
+pub(crate) struct Watching {
     _running: Running,
     log: TempDir,
 }
 
 impl Watching {
-    fn start(vm: &Path) -> Self {
+    pub(crate) fn start(vm: &Path) -> Self {
         let log = tempfile::tempdir().unwrap();
         let daemon = Cmd::new(AGENT).args(["patch-watch", "--root"]).arg(vm);
         Self {
@@ -56,7 +56,7 @@ impl Watching {
         fs::read_to_string(self.log.path().join("log")).unwrap()
     }
 
-    async fn is_watching(&self) {
+    pub(crate) async fn is_watching(&self) {
         until("it watches", || self.log().contains("Watching for uploads")).await;
     }
 }

@@ -4,6 +4,7 @@
     reason = "clippy takes the helpers of tests for production code"
 )]
 
+mod boot;
 mod check;
 mod firewall;
 mod net;

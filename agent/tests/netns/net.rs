@@ -10,7 +10,7 @@ use agent::appliance::plan::current::Current;
 use agent::appliance::plan::{Plan, changes};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
-use platform::exec::{Cmd, ExecError, Output};
+use platform::exec::{Cmd, ExecError, Output, Running};
 
 /// Where `ip netns` keeps its namespaces: ip-netns(8).
 const NAMESPACES: &str = "/run/netns";
@@ -61,6 +61,12 @@ impl Machine {
     pub(crate) async fn try_run(&self, cmd: Cmd) -> Result<Output, ExecError> {
         let outer = Cmd::new("ip").args(["netns", "exec", &self.name]);
         cmd.through(outer).run().await
+    }
+
+    /// Starts a program that goes on; what it prints is in the file.
+    pub(crate) fn spawn(&self, cmd: Cmd, log: &Path) -> Running {
+        let outer = Cmd::new("ip").args(["netns", "exec", &self.name]);
+        cmd.through(outer).spawn(log).unwrap()
     }
 
     pub(crate) async fn current(&self) -> Current {

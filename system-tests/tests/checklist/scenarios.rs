@@ -9,6 +9,7 @@ use Check::{BadLine, Item, Ports};
 mod bad;
 mod cpvm;
 mod disk;
+mod hypervisors;
 mod pure;
 mod router;
 mod ssvm;
@@ -23,7 +24,7 @@ pub(crate) struct Scenario {
 }
 
 /// The longest first.
-pub(crate) static SCENARIOS: [Scenario; 9] = [
+pub(crate) static SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "disk",
         checks: &[Item(3), Item(7), Item(8), Item(9), Item(10)],
@@ -100,6 +101,11 @@ pub(crate) static SCENARIOS: [Scenario; 9] = [
         name: "load-balancer",
         checks: &[Item(26), Item(36), Ports],
         run: |report, lane| Box::pin(types::load_balancer(report, lane)),
+    },
+    Scenario {
+        name: "hypervisors",
+        checks: &[Item(40)],
+        run: |report, lane| Box::pin(hypervisors::run(report, lane)),
     },
     Scenario {
         name: "pure",

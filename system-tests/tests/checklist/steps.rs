@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use platform::exec::Cmd;
 use system_tests::site::{Example, Site};
-use system_tests::vm::{BOOT_LIMIT, Booted, Format, Nic, Ssh, Vm, scan};
+use system_tests::vm::{BOOT_LIMIT, Booted, Format, Nic, Ssh, Vm, has_kvm, scan};
 
 /// The MAC address of the first NIC of VMs that do not start cold: one address, so that one snapshot serves all. The tests
 /// of the image have it, too.
 const FIRST_MAC: &str = "0e:00:a9:fe:0e:57";
 /// For a program of a VM to start and to connect, under emulation.
 const LIMIT: Duration = Duration::from_mins(2);
+/// How many times as long as a real machine an emulated one may take.
+const EMULATED: u32 = 4;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A VM like that of the example, switched off.
@@ -78,7 +80,10 @@ pub(crate) async fn eventually<T>(
     }
 }
 
-pub(crate) fn within(took: Duration, limit: Duration) -> anyhow::Result<()> {
+/// Whether something took no longer than a machine with KVM may take. An emulated one, whose host does other things, too, may
+/// take four times as long: what takes longer hangs.
+pub(crate) async fn within(took: Duration, limit: Duration) -> anyhow::Result<()> {
+    let limit = if has_kvm().await { limit } else { limit * EMULATED };
     ensure!(took <= limit, "it took {took:?}, and may take {limit:?}");
     Ok(())
 }

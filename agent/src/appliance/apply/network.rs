@@ -30,7 +30,7 @@ pub struct Done {
 /// Waits for the NICs, names them, and makes settings, addresses, routes and rules what the plan wants.
 pub async fn apply(plan: &Plan, root: &Root) -> Done {
     let mut done = Done::default();
-    let current = match wait_for_nics(plan).await {
+    let current = match wait_for_nics(plan, &mut done.failures).await {
         Ok(current) => current,
         Err(error) => {
             done.failures.push(error);
@@ -53,13 +53,14 @@ pub async fn apply(plan: &Plan, root: &Root) -> Done {
 }
 
 /// The network as it is when all NICs of the plan are there with their names, or when it is time to go on without some.
-async fn wait_for_nics(plan: &Plan) -> Result<Current, ApplyError> {
+async fn wait_for_nics(plan: &Plan, failures: &mut Vec<ApplyError>) -> Result<Current, ApplyError> {
     let started = Instant::now();
     loop {
+        failures.clear();
         let mut current = current().await?;
         let renames = names::renames(&current.links, &plan.nic_macs);
         if !renames.is_empty() {
-            ip(renames).await?;
+            failures.extend(ip(renames).await.err().map(ApplyError::from));
             current = self::current().await?;
         }
         let missing = missing(plan, &current);
@@ -91,7 +92,7 @@ async fn current() -> Result<Current, ApplyError> {
 }
 
 async fn ip(batch: String) -> Result<Output, platform::exec::ExecError> {
-    Cmd::new("ip").args(["-batch", "-"]).stdin(batch).run().await
+    changes::command(batch).run().await
 }
 
 /// Kernel settings, in their order. One about a NIC that is not there waits for it; one that this kernel does not have

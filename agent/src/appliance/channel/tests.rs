@@ -31,7 +31,7 @@ async fn the_first_channel_of_the_order_wins() {
     ];
     for (count, channel) in (1..).zip(wanted) {
         let (_directory, root) = root(&all[..count]);
-        let found = look(&root, Hypervisor::Kvm, None).await;
+        let found = first(&root, Hypervisor::Kvm, None, |_| false).await;
         assert_eq!(found.line.unwrap().channel, channel);
         assert!(found.problems.is_empty(), "{:?}", found.problems);
     }
@@ -40,11 +40,11 @@ async fn the_first_channel_of_the_order_wins() {
 #[tokio::test]
 async fn a_file_that_was_named_is_the_only_source() {
     let (_directory, root) = root(&[("/mnt/cmdline", b"type=router"), ("/line", b"type=dhcpsrvr")]);
-    let found = look(&root, Hypervisor::Kvm, Some(&root.path("line"))).await;
+    let found = first(&root, Hypervisor::Kvm, Some(&root.path("line")), |_| false).await;
     assert_eq!(found.line.unwrap().text, b"type=dhcpsrvr");
 
     let missing = root.path("missing");
-    let found = look(&root, Hypervisor::Kvm, Some(&missing)).await;
+    let found = first(&root, Hypervisor::Kvm, Some(&missing), |_| false).await;
     assert!(found.line.is_none());
     let problems: Vec<_> = found.problems.iter().map(ToString::to_string).collect();
     let wanted = format!(
@@ -58,9 +58,16 @@ async fn a_file_that_was_named_is_the_only_source() {
 async fn a_channel_that_cannot_be_read_is_told_and_the_next_is_tried() {
     let long = vec![b'x'; 300 * 1024];
     let (_directory, root) = root(&[(OEM, b"\x0b\x09"), ("/mnt/cmdline", &long), (FW_CFG, b" \n")]);
-    let found = look(&root, Hypervisor::Kvm, None).await;
+    let found = first(&root, Hypervisor::Kvm, None, |_| false).await;
     assert!(found.line.is_none());
     assert_eq!(found.problems.len(), 2, "{:?}", found.problems);
+}
+
+#[tokio::test]
+async fn a_line_that_makes_no_sense_does_not_hide_the_next_channels() {
+    let (_directory, root) = root(&[("/mnt/cmdline", b"type=rooter"), (FW_CFG, b"type=router")]);
+    let found = first(&root, Hypervisor::Kvm, None, |line| line == b"type=rooter").await;
+    assert_eq!(found.line.unwrap().text, b"type=router");
 }
 
 #[tokio::test]
@@ -70,8 +77,8 @@ async fn a_pair_of_hyper_v_counts_only_there() {
     pool.extend(b"type=router name=r-4-VM");
     pool.resize(2560, 0);
     let (_directory, root) = root(&[("/var/lib/hyperv/.kvp_pool_0", &pool)]);
-    assert!(look(&root, Hypervisor::Kvm, None).await.line.is_none());
-    let line = look(&root, Hypervisor::HyperV, None).await.line.unwrap();
+    assert!(first(&root, Hypervisor::Kvm, None, |_| false).await.line.is_none());
+    let line = first(&root, Hypervisor::HyperV, None, |_| false).await.line.unwrap();
     assert_eq!(
         (line.text.as_slice(), line.channel),
         (&b"type=router name=r-4-VM"[..], Channel::KeyValuePair)

@@ -251,6 +251,30 @@ async fn another_channels_line_counts_at_once_and_is_fresh_when_it_changed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bad_lines_in_several_places_are_told_once_each() {
+    let mut machine = Machine::new();
+    let files: [(&str, &[u8]); 2] = [
+        (
+            "/sys/firmware/qemu_fw_cfg/by_name/opt/cloudstack/cmdline/raw",
+            b"type=rooter",
+        ),
+        ("/mnt/cmdline", b"type=ruter"),
+    ];
+    for (path, line) in files {
+        let path = machine.root.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = files::replace(path, line, 0o400).unwrap();
+    }
+    let mut source = machine.starts();
+    for wanted in [&b"type=ruter"[..], b"type=rooter"] {
+        let bad = machine.next(&mut source).await.unwrap();
+        assert_eq!(bad.line.text, wanted);
+        source.refuse(&bad).unwrap();
+    }
+    assert_eq!(machine.next(&mut source).await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_directory_that_was_removed_is_made_and_watched_again() {
     let mut machine = Machine::new();
     let mut source = machine.starts();

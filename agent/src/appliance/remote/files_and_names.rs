@@ -28,12 +28,12 @@ pub(super) fn patched(args: &[String]) -> Reply {
             format!("cannot access '{path}': no such file or directory"),
         );
     }
-    Reply::ok(
-        found
-            .iter()
-            .map(|path| format!("{}\n", path.display()))
-            .collect::<String>(),
-    )
+    let mut text = Vec::new();
+    for path in found {
+        text.extend_from_slice(path.as_os_str().as_encoded_bytes());
+        text.push(b'\n');
+    }
+    Reply::ok(text)
 }
 
 /// The path, or, when its last part ends in a `*`, what begins so.

@@ -51,11 +51,11 @@ impl Redactor {
             self.is_in_private_key = !(line.contains("-----END") && line.contains("PRIVATE KEY-----"));
             return None;
         }
-        if let Some((before, after)) = line.split_once("-----BEGIN") {
-            if after.contains("PRIVATE KEY-----") {
-                self.is_in_private_key = !after.contains("-----END");
-                return Some(Cow::Owned(format!("{before}{HIDDEN}")));
-            }
+        if let Some((before, after)) = line.split_once("-----BEGIN")
+            && after.contains("PRIVATE KEY-----")
+        {
+            self.is_in_private_key = !after.contains("-----END");
+            return Some(Cow::Owned(format!("{before}{HIDDEN}")));
         }
         Some(redact(line))
     }

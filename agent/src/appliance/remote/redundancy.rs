@@ -15,6 +15,7 @@ const GUEST_NETWORKS: &str = "/etc/cloudstack/guestnetwork.json";
 
 /// All that decides.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Facts {
     is_vpc: bool,
     has_guest_network: bool,

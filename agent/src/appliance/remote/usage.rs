@@ -217,20 +217,19 @@ async fn get(nic: Option<Eth>) -> Reply {
         return Reply::default();
     };
     let counters = counters().await;
-    let bytes = |counter: &&str| {
+    let bytes = |counter: &str| {
         let name = format!("{}_{counter}", nic.as_str());
         counters
             .iter()
             .find(|found| found.name == name)
             .map(|found| found.bytes)
     };
-    let values: Option<Vec<_>> = COUNTERS.iter().map(|counter| bytes(&counter)).collect();
+    let values: Option<Vec<_>> = COUNTERS.iter().map(|counter| bytes(counter)).collect();
+    let values = values.unwrap_or_default();
     Reply::ok(
         values
-            .unwrap_or_default()
             .iter()
-            .map(|bytes| format!("{bytes}:"))
-            .collect::<String>(),
+            .fold(String::new(), |text, bytes| text + &format!("{bytes}:")),
     )
 }
 

@@ -12,7 +12,7 @@ use crate::appliance::patch;
 use crate::appliance::root::{BOOT_UP_DONE, Root, UPLOADS};
 
 /// As the original. Then it answers all the same: a VM that is not ready still has a version.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_mins(4);
 
 pub(super) async fn answer(root: &Root) -> Reply {
     timeout(LIMIT, ready(root)).await.ok();

@@ -101,9 +101,10 @@ fn write(root: &Root, file: &WantedFile) -> Result<(), FirstStartError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(io_error("make the directory", parent))?;
     }
-    let mut contents = match file.is_appended {
-        true => files::read_limited(&path, MAX_FILE)?.unwrap_or_default(),
-        false => Vec::new(),
+    let mut contents = if file.is_appended {
+        files::read_limited(&path, MAX_FILE)?.unwrap_or_default()
+    } else {
+        Vec::new()
     };
     contents.extend_from_slice(&file.contents);
     let _ = files::replace(&path, contents, file.mode)?;

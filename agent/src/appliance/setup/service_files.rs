@@ -125,20 +125,22 @@ fn dns_and_dhcp(machine: &Machine, router: &Router) -> String {
 /// router.md §4.8.2 and §4.8.4.
 fn dhcp_options(machine: &Machine, router: &Router, net: Ipv4Net) -> Vec<String> {
     let dns = &router.routing.guest_dns;
-    let gateway = match machine.nics.contains_key(&2) {
-        true => Some(net.addr()),
-        false => machine.gateway, // a DHCP server is not the way out
+    let gateway = if machine.nics.contains_key(&2) {
+        Some(net.addr())
+    } else {
+        machine.gateway // a DHCP server is not the way out
     };
     let servers = (!dns.is_external).then_some(net.addr()).into_iter();
     let servers = servers.chain(machine.dns.iter().copied().filter(|_| !dns.is_router_only));
     let mut options = Vec::new();
     options.extend(gateway.map(|address| format!("option:router,{address}")));
     // Without a value it keeps dnsmasq from naming itself.
-    let servers: String = servers.map(|address| format!(",{address}")).collect();
-    options.push(format!("option:dns-server{servers}"));
-    let domains = match dns.search.is_empty() {
-        true => dns.domain.to_string(),
-        false => joined(&dns.search, " "),
+    let words = std::iter::once("option:dns-server".to_owned()).chain(servers.map(|address| address.to_string()));
+    options.push(joined(words, ","));
+    let domains = if dns.search.is_empty() {
+        dns.domain.to_string()
+    } else {
+        joined(&dns.search, " ")
     };
     options.push(format!("option:domain-name,{domains}"));
     options.extend(router.routing.guest_mtu.map(|mtu| format!("option:mtu,{mtu}")));

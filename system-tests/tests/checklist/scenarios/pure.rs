@@ -1,7 +1,7 @@
 //! What needs no VM: `agent boot --plan` on this machine, as anybody.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use platform::exec::Cmd;
@@ -20,15 +20,13 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lines and plans that the agent's own tests have, too.
-fn plans() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/tests/plans")
-}
+/// Golden files that the agent's own tests have, too: each names the file with its line.
+const PLANS: &str = "agent/tests/plans";
 
 /// The plan of a line, by a user without rights, who may not even write into the directory he is in.
-async fn plan(line: &str) -> anyhow::Result<Value> {
+async fn plan(line: &str, hypervisor: &str) -> anyhow::Result<Value> {
     let plan = Cmd::new(built("agent"))
-        .args(["boot", "--plan", "--hypervisor", "kvm", "--cmdline-file", "-"])
+        .args(["boot", "--plan", "--hypervisor", hypervisor, "--cmdline-file", "-"])
         .stdin(line)
         .through(Cmd::new("setpriv").args(["--reuid", UID, "--regid", UID, "--clear-groups", "--inh-caps=-all"]))
         .through(Cmd::new("env").arg("--chdir=/"));
@@ -36,22 +34,29 @@ async fn plan(line: &str) -> anyhow::Result<Value> {
 }
 
 async fn golden_plans() -> anyhow::Result<()> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut seen = 0;
-    for entry in fs::read_dir(plans()).context("reading the golden plans")? {
+    for entry in fs::read_dir(repository.join(PLANS)).context("reading the golden plans")? {
         let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with("plan@") {
             continue;
         }
-        let line = fs::read_to_string(path.with_extension("line"))?;
-        let golden: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        // Two lines of dashes stand around what insta has to say.
+        let snapshot = fs::read_to_string(&path)?;
+        let mut parts = snapshot.splitn(3, "---\n").skip(1);
+        let (header, golden) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let line = header.lines().find_map(|line| line.strip_prefix("input_file: "));
+        let line = fs::read_to_string(repository.join(line.with_context(|| format!("{name} names no line"))?))?;
+        let golden: Value = serde_json::from_str(golden).with_context(|| name.clone())?;
+        let hypervisor = golden["hypervisor"].as_str().unwrap_or_default();
         ensure!(
-            plan(&line).await? == golden,
-            "the plan of {} is another one",
-            path.display()
+            plan(&line, hypervisor).await? == golden,
+            "the plan of {name} is another one"
         );
         seen += 1;
     }
-    ensure!(seen >= 7, "only {seen} golden plans in {}", plans().display());
+    ensure!(seen >= 7, "only {seen} golden plans");
     Ok(())
 }
 
@@ -60,8 +65,8 @@ async fn spellings() -> anyhow::Result<()> {
     let line = "type=consoleproxy name=v-2-VM host=192.0.2.10 port=8250 zone=1 pod=1 guid=Proxy.2 proxy_vm=2 \
                 eth0ip=169.254.201.3 eth0mask=255.255.0.0 eth1ip=192.0.2.22 eth1mask=255.255.255.0 localgw=192.0.2.1 \
                 mgmtcidr=198.51.100.0/24 eth2ip=203.0.113.22 eth2mask=255.255.255.0 gateway=203.0.113.1 \
-                dns1=198.51.100.53 vncport=8080 authorized_key=c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUE9PSBj";
-    let wanted = plan(line).await?;
+                dns1=198.51.100.53 vncport=8080 authorized_key=c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUE9PSBjMQ";
+    let wanted = plan(line, "kvm").await?;
     for (what, other) in [
         ("double spaces", line.replace(' ', "  ")),
         ("a space before and a newline after", format!(" {line}\n")),
@@ -82,7 +87,7 @@ async fn spellings() -> anyhow::Result<()> {
             format!("{line} eth3ip=0.0.0.0 eth3mask=0.0.0.0"),
         ),
     ] {
-        let found = plan(&other).await.with_context(|| what.to_owned())?;
+        let found = plan(&other, "kvm").await.with_context(|| what.to_owned())?;
         if what == "a NIC without an address" {
             // It is there, and has nothing.
             ensure!(
@@ -94,7 +99,7 @@ async fn spellings() -> anyhow::Result<()> {
         ensure!(found == wanted, "{what} makes another plan: {found:#}");
     }
     ensure!(
-        plan(&line.replace("8080", "80 80")).await? != wanted,
+        plan(&line.replace("v-2-VM", "v-3-VM"), "kvm").await? != wanted,
         "all lines make the same plan"
     );
     Ok(())

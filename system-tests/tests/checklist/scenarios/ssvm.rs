@@ -87,7 +87,7 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     vm.agent_up(BOOT_LIMIT).await?;
     let answered = power_on.elapsed();
     report.took("power-on to guest-ping", answered);
-    report.item(1, &vm, async { within(answered, PING_LIMIT) }).await;
+    report.item(1, &vm, within(answered, PING_LIMIT)).await;
 
     let written = Instant::now();
     vm.pass_cmdline(&line).await?;
@@ -100,7 +100,7 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     report.item(18, &vm, access::is_patched(host)).await;
     report.item(2, &vm, the_line_is_there(&vm, &line)).await;
     let opens_only_there = async {
-        within(took, SSH_LIMIT)?;
+        within(took, SSH_LIMIT).await?;
         for address in ELSEWHERE {
             ensure!(!site.is_open(address, 3922)?, "3922 is open at {address}");
         }
@@ -128,8 +128,9 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
 
     let ends = async {
         vm.shut_down().await?;
-        report.took("guest-shutdown to the end of QEMU", vm.ended(END_LIMIT).await?);
-        Ok(())
+        let took = vm.ended(BOOT_LIMIT).await?;
+        report.took("guest-shutdown to the end of QEMU", took);
+        within(took, END_LIMIT).await
     };
     report.item(7, &vm, ends).await;
     Ok(())

@@ -52,7 +52,7 @@ async fn nics_come_and_go(report: &Report, site: &Site, host: &Ssh, vm: &Booted)
         // The rest of a configuration would be its firewall; an answer to ARP is enough to see that it is the right NIC.
         let took = started.elapsed();
         report.took(&format!("{device} plugged in to usable"), took);
-        within(took, USABLE_LIMIT)?;
+        within(took, USABLE_LIMIT).await?;
         eventually("an answer", PING_LIMIT, async || {
             let arping = platform::exec::Cmd::new("ping").args(["-c", "1", "-W", "1", address]);
             site.net.run(arping).await.map(drop)

@@ -30,7 +30,7 @@ pub(super) async fn check(report: &Report, vm: &Booted, zone: &Zone) -> anyhow::
 
 pub(super) async fn is_patched(host: &Ssh) -> anyhow::Result<()> {
     exits(host, "/opt/cloud/bin/patched.sh /opt/cloud/bin/keystore*", 0).await?;
-    exits(host, "/opt/cloud/bin/patched.sh /opt/cloud/bin/nothing-like-this*", 1)
+    exits(host, "/opt/cloud/bin/patched.sh /opt/cloud/bin/nothing-like-this*", 2)
         .await
         .map(drop)
 }

@@ -213,8 +213,8 @@ async fn many_live_patches(zone: &Zone) -> anyhow::Result<()> {
         let said = exits(&zone.host, "/var/cache/cloud/patch-sysvms.sh", 0).await?;
         ensure!(said.starts_with("version:"), "{said:?}");
     }
-    let up = zone.server.agent_up(NAME, MAX_DISCONNECT).await?;
-    within(up, MAX_DISCONNECT)?;
+    let up = zone.server.agent_up(NAME, super::UP_LIMIT).await?;
+    within(up, MAX_DISCONNECT).await?;
     ensure!(
         zone.server.links_ended() == before,
         "the link was lost: {}",

@@ -1,0 +1,205 @@
+//! Live upgrades of a VM that serves: over an open SSH session, with a program that does not run, and through a power cut.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use platform::exec::Cmd;
+use platform::files::replace;
+use serde_json::Value;
+use system_tests::management::ManagementServer;
+use system_tests::programs::{built, target_dir};
+use system_tests::site::{Example, Site};
+use system_tests::vm::{BOOT_LIMIT, Booted, Format, Ssh, Vm};
+use system_tests::wait;
+
+const NAME: &str = "s-1-VM";
+const SERVER: &str = "192.0.2.10";
+/// For an upgrade under emulation: it waits for services, and looks on for ten seconds.
+const LIMIT: Duration = Duration::from_mins(6);
+const UPLOADED: &str = "sysvm-bundle";
+
+/// Makes bundles of the programs of the image.
+struct Maker {
+    directory: tempfile::TempDir,
+}
+
+impl Maker {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("upgrade.key");
+        Cmd::new(built("image-builder"))
+            .args(["sign", "--new-key", "--no-password", "--key"])
+            .arg(key)
+            .run()
+            .await
+            .unwrap();
+        Self { directory }
+    }
+
+    fn public_key(&self) -> Vec<u8> {
+        fs::read(self.directory.path().join("upgrade.pub")).unwrap()
+    }
+
+    /// A bundle of this version, with one program of its own; its file.
+    async fn bundle(&self, version: &str, other: Option<(&str, &str)>) -> PathBuf {
+        let programs = self.directory.path().join(version);
+        fs::create_dir(&programs).unwrap();
+        for name in ["agent", "console-proxy", "ssvm"] {
+            let from = target_dir().join("image-parts/programs").join(name);
+            fs::copy(from, programs.join(name)).unwrap();
+        }
+        if let Some((name, script)) = other {
+            let _ = replace(programs.join(name), script, 0o755).unwrap();
+        }
+        let file = programs.join(UPLOADED);
+        Cmd::new(built("image-builder"))
+            .args(["bundle", "--version", version, "--programs"])
+            .arg(&programs)
+            .arg("--key")
+            .arg(self.directory.path().join("upgrade.key"))
+            .arg("--output")
+            .arg(&file)
+            .time_limit(Duration::from_mins(3))
+            .run()
+            .await
+            .unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        file
+    }
+}
+
+struct Zone {
+    host: Ssh,
+    server: ManagementServer,
+    vm: Booted,
+}
+
+impl Zone {
+    async fn start() -> Self {
+        let site = Site::new().await.unwrap();
+        let server = ManagementServer::start(&site.net, SERVER, &[]).await.unwrap();
+        let host = Ssh::new(&site.net, Example::Ssvm.control())
+            .await
+            .unwrap()
+            .time_limit(LIMIT);
+        let vm = Vm::new(Format::Qcow2).net(&site.net);
+        let vm = Example::Ssvm.nics().into_iter().fold(vm, Vm::nic).boot().await.unwrap();
+        vm.pass_cmdline(&Example::Ssvm.line(&host).unwrap()).await.unwrap();
+        server.agent_up(NAME, BOOT_LIMIT).await.unwrap();
+        Self { host, server, vm }
+    }
+
+    async fn upload(&self, bundle: &Path, to: &str) {
+        self.host.upload(&[bundle], to, false).await.unwrap();
+    }
+
+    async fn status(&self) -> Result<Value, String> {
+        let said = self.host.run("agent upgrade --status --json").await;
+        let said = said.map_err(|error| format!("{error:#}"))?;
+        serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))
+    }
+
+    /// Waits until an upgrade to this version has ended; how.
+    async fn ended(&self, outcome: &str) -> Value {
+        wait::until("the upgrade ends", LIMIT, async || {
+            let status = self.status().await?;
+            let has_ended = status["last"]["outcome"] == outcome && status["pending"].is_null();
+            has_ended.then(|| status.clone()).ok_or_else(|| status.to_string())
+        })
+        .await
+    }
+
+    /// What the process of the service really is.
+    async fn runs(&self) -> String {
+        let pid = self
+            .vm
+            .text(&["systemctl", "show", "--property=MainPID", "--value", "cs-ssvm"])
+            .await
+            .unwrap();
+        let program = self.vm.text(&["readlink", &format!("/proc/{}/exe", pid.trim())]).await;
+        program.unwrap().trim().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_vm_takes_new_programs_refuses_bad_ones_and_loses_nothing_in_a_power_cut() {
+    let maker = Maker::new().await;
+    let zone = Zone::start().await;
+    assert_eq!(zone.runs().await, "/usr/lib/sysvm/bin/ssvm");
+
+    // Nobody is trusted unless the image says so.
+    let good = maker.bundle("0.1.1", None).await;
+    zone.upload(&good, "/root/").await;
+    let upgrade = "agent upgrade /root/sysvm-bundle";
+    let refused = zone.host.exec(upgrade, b"").await.unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    zone.vm
+        .write("/etc/sysvm/upgrade-keys/test.pub", &maker.public_key())
+        .await
+        .unwrap();
+
+    // A session that is open stays open, and the management server has the VM again.
+    let session = zone.host.clone();
+    let open = tokio::spawn(async move { session.run("echo \"still here\"; sleep 45; echo \"and here\"").await });
+    let done = zone.host.exec(upgrade, b"").await.unwrap();
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    assert_eq!(open.await.unwrap().unwrap(), "still here\nand here\n");
+    let first = zone.runs().await;
+    assert!(
+        first.starts_with("/var/lib/sysvm/bundles/") && first.ends_with("/ssvm"),
+        "{first}"
+    );
+    assert_eq!(zone.server.agent(NAME).await.unwrap().as_deref(), Some("Up"));
+    let status = zone.status().await.unwrap();
+    assert_eq!(status["version"], "0.1.1", "{status}");
+    let again = zone.host.exec(upgrade, b"").await.unwrap();
+    assert_eq!(again.status.code(), Some(0), "nothing to do is no failure: {again:?}");
+
+    // A program that starts, and then does not run. By an upload, as a host would do it.
+    let script = "#!/bin/bash\ntest \"$1\" = --version && exit 0\nexit 1\n";
+    let broken = maker.bundle("0.1.2", Some(("ssvm", script))).await;
+    zone.upload(&broken, "/var/cache/cloud/").await;
+    let status = zone.ended("rolled-back").await;
+    assert!(
+        status["last"]["why"].as_str().unwrap().starts_with("cs-ssvm.service"),
+        "{status}"
+    );
+    assert_eq!(status["version"], "0.1.1", "{status}");
+    assert_eq!(zone.runs().await, first);
+    zone.server.agent_up(NAME, LIMIT).await.unwrap();
+    let left = zone.host.run("ls /var/cache/cloud").await.unwrap();
+    assert!(!left.contains(UPLOADED), "{left}");
+    let kept = zone.host.run("ls -A /var/lib/sysvm/bundles | wc -l").await.unwrap();
+    assert!(kept.trim().parse::<u32>().unwrap() <= 2, "{kept}");
+
+    // The power goes away while the next one is tried.
+    let next = maker.bundle("0.1.3", None).await;
+    zone.upload(&next, "/var/cache/cloud/").await;
+    wait::until("it is tried", LIMIT, async || {
+        let status = zone.status().await?;
+        (!status["pending"].is_null())
+            .then_some(())
+            .ok_or_else(|| status.to_string())
+    })
+    .await;
+    zone.vm.cut_power().await.unwrap();
+    let Zone { host, server, vm } = zone;
+    let vm = vm.start_again().await.unwrap();
+    vm.agent_up(BOOT_LIMIT).await.unwrap();
+    let zone = Zone { host, server, vm };
+    let status = wait::until("the VM is back", BOOT_LIMIT, async || zone.status().await).await;
+    assert!(status["pending"].is_null(), "{status}");
+    assert_eq!(status["last"]["outcome"], "rolled-back", "{status}");
+    assert_eq!(status["version"], "0.1.1", "{status}");
+    zone.server.agent_up(NAME, LIMIT).await.unwrap();
+    assert_eq!(zone.runs().await, first);
+
+    // And back to what the image came with.
+    let back = zone.host.exec("agent upgrade --rollback", b"").await.unwrap();
+    assert_eq!(back.status.code(), Some(0), "{back:?}");
+    assert_eq!(zone.runs().await, "/usr/lib/sysvm/bin/ssvm");
+}
