@@ -89,7 +89,6 @@ pub enum BadRoot {
 const PROGRAMS: &str = "usr/lib/sysvm/bin";
 /// Those that run: these, or those of an upgrade (docs/upgrade.md).
 const CURRENT: &str = "usr/lib/sysvm/current";
-const CURRENT_IN_VAR: &str = "var/lib/sysvm/current";
 
 /// The part that depends on packages and recipe only.
 ///
@@ -116,15 +115,19 @@ pub fn base(debs: &[Deb], recipe: &Recipe) -> Result<Tree, BadRoot> {
 pub fn finish(mut tree: Tree, recipe: &Recipe, additions: &Additions) -> Result<Tree, BadRoot> {
     let accounts = Accounts::read(&tree, recipe)?;
     rules::overlay(&mut tree, recipe)?;
+    // Where the recipe provides for upgrades, people run what units run.
+    let run = if tree.get(CURRENT).is_some() { CURRENT } else { PROGRAMS };
     for (name, program) in &additions.programs {
-        let (path, link) = (format!("{PROGRAMS}/{name}"), format!("/{CURRENT}/{name}"));
-        put(&mut tree, &format!("usr/bin/{name}"), Entry::symlink(link))?;
-        put(&mut tree, &path, Entry::file(0o755, program.clone()))?;
-    }
-    if !additions.programs.is_empty() {
-        // An upgrade replaces the second link; the first, as all of usr, never changes.
-        put(&mut tree, CURRENT, Entry::symlink(format!("/{CURRENT_IN_VAR}")))?;
-        put(&mut tree, CURRENT_IN_VAR, Entry::symlink(format!("/{PROGRAMS}")))?;
+        put(
+            &mut tree,
+            &format!("usr/bin/{name}"),
+            Entry::symlink(format!("/{run}/{name}")),
+        )?;
+        put(
+            &mut tree,
+            &format!("{PROGRAMS}/{name}"),
+            Entry::file(0o755, program.clone()),
+        )?;
     }
     for (path, mode, contents) in &additions.files {
         put(&mut tree, path, Entry::file(*mode, contents.clone()))?;

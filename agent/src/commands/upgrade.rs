@@ -1,14 +1,14 @@
 //! `agent upgrade`.
 
 use std::fmt::Display;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent::appliance::root::{RUN, Root};
 use agent::appliance::upgrade::bundle::Bundle;
-use agent::appliance::upgrade::change::{Patience, change};
+use agent::appliance::upgrade::change::{Machine, Patience, change};
 use agent::appliance::upgrade::keys::TrustedKeys;
 use agent::appliance::upgrade::machine::Systemd;
 use agent::appliance::upgrade::store::{Attempt, Outcome, Side, Store};
@@ -37,7 +37,7 @@ Examples:
   scp -P 3922 new.sysvm root@VM:/var/cache/cloud/sysvm-bundle    the same from outside, without a command")]
 pub(crate) struct Upgrade {
     /// The bundle.
-    #[arg(required_unless_present_any = ["status", "rollback", "uploaded", "at_boot"])]
+    #[arg(required_unless_present_any = ["status", "rollback", "uploaded", "at_boot", "recover"])]
     bundle: Option<PathBuf>,
     /// Also one that is older than what runs.
     #[arg(long, requires = "bundle")]
@@ -57,6 +57,9 @@ pub(crate) struct Upgrade {
     /// Make good what a power cut has left: for cs-upgrade-check.service, before anything of ours runs.
     #[arg(long, hide = true, conflicts_with_all = ["bundle", "status", "rollback", "uploaded"])]
     at_boot: bool,
+    /// The same when an upgrade was killed while the VM runs on: for cs-upgrade.service.
+    #[arg(long, hide = true, conflicts_with_all = ["bundle", "status", "rollback", "uploaded", "at_boot"])]
+    recover: bool,
 }
 
 pub(crate) async fn run(args: &Upgrade) -> ExitCode {
@@ -65,11 +68,13 @@ pub(crate) async fn run(args: &Upgrade) -> ExitCode {
         status(&root, args.json).map(|()| None)
     } else if args.at_boot {
         at_boot(&root)
+    } else if args.recover {
+        recover(&root).await
     } else {
         upgrade(&root, args).await
     };
     match done {
-        Ok(Some(attempt)) if attempt.outcome == Outcome::RolledBack && !args.at_boot => {
+        Ok(Some(attempt)) if attempt.outcome == Outcome::RolledBack && !(args.at_boot || args.recover) => {
             let why = anyhow::anyhow!(
                 "the new programs were taken back, and the old ones run again: {}",
                 attempt.why
@@ -87,9 +92,12 @@ async fn upgrade(root: &Root, args: &Upgrade) -> anyhow::Result<Option<Attempt>>
     let _hung_up = signal(SignalKind::hangup()).context("outliving the session")?;
     let interrupted = shutdown::signal();
     let store = Store::new(root.clone());
-    let _lock = lock(root)?;
+    let machine = Systemd::new(root.clone(), store.clone());
+    let Some(_lock) = lock(root)? else {
+        bail!("another upgrade is running; `agent upgrade --status` says more");
+    };
     // One that was killed, while the machine went on: nobody watches what it has begun.
-    if let Some(left) = store.recover()? {
+    if let Some(left) = make_good(&store, &machine).await? {
         say(format_args!("An earlier upgrade was taken back: {}", left.why));
         if args.rollback {
             return Ok(None);
@@ -117,7 +125,6 @@ async fn upgrade(root: &Root, args: &Upgrade) -> anyhow::Result<Option<Attempt>>
         ));
         return Ok(None);
     }
-    let machine = Systemd::new(root.clone(), store.clone());
     say(format_args!(
         "From {} to {}",
         described(&from, store.version(&from)?),
@@ -162,6 +169,26 @@ fn take(root: &Root, store: &Store, path: &Path, args: &Upgrade) -> anyhow::Resu
     Ok(store.add(&mut bundle)?)
 }
 
+/// After one that was killed: the old programs are put back, and run again.
+async fn recover(root: &Root) -> anyhow::Result<Option<Attempt>> {
+    let store = Store::new(root.clone());
+    let machine = Systemd::new(root.clone(), store.clone());
+    // Somebody else's upgrade is none of our business.
+    match lock(root)? {
+        Some(_lock) => make_good(&store, &machine).await,
+        None => Ok(None),
+    }
+}
+
+async fn make_good(store: &Store, machine: &Systemd) -> anyhow::Result<Option<Attempt>> {
+    let recovered = store.recover()?;
+    if recovered.is_some() {
+        let units: Vec<_> = machine.look(false).await?.units.into_keys().collect();
+        machine.restart(&units).await?;
+    }
+    Ok(recovered)
+}
+
 /// Before anything of ours runs.
 fn at_boot(root: &Root) -> anyhow::Result<Option<Attempt>> {
     let store = Store::new(root.clone());
@@ -176,7 +203,7 @@ fn at_boot(root: &Root) -> anyhow::Result<Option<Attempt>> {
 fn status(root: &Root, is_json: bool) -> anyhow::Result<()> {
     let store = Store::new(root.clone());
     let (state, current) = (store.state()?, store.current()?);
-    let is_running = lock(root).is_err();
+    let is_running = lock(root)?.is_none();
     if is_json {
         let version = store.version(&current).map(|version| version.to_string()).ok();
         let status = json!({
@@ -236,15 +263,17 @@ fn described(side: &Side, version: impl Display) -> String {
     }
 }
 
-/// One at a time. Freed when the file is dropped, or the process ends.
-fn lock(root: &Root) -> anyhow::Result<File> {
+/// One at a time: `None` while another runs. Freed when the file is dropped, or the process ends.
+fn lock(root: &Root) -> anyhow::Result<Option<File>> {
     let directory = root.path(RUN);
     DirBuilder::new().recursive(true).create(&directory)?;
     let path = directory.join("upgrade.lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    file.try_lock()
-        .context("another upgrade is running; `agent upgrade --status` says more")?;
-    Ok(file)
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
 }
 
 /// That nobody reads on is no reason to stop in the middle.
