@@ -138,7 +138,7 @@ fn lanes(programs: Vec<Program>) -> [Vec<Program>; 3] {
         let lane = [is_in(&WITH_VMS), is_in(&WAITING), true].iter().position(|fits| *fits);
         lanes[lane.unwrap_or_default()].push(program);
     }
-    for (lane, order) in lanes.iter_mut().zip([&WITH_VMS, &WAITING]) {
+    for (lane, order) in lanes.iter_mut().zip([WITH_VMS.as_slice(), &WAITING]) {
         lane.sort_by_key(|program| order.iter().position(|name| *name == program.target));
     }
     lanes
