@@ -134,15 +134,12 @@ impl Victim {
 
     /// Switches it on. It still runs when the test has only looked at it.
     async fn power_on(&mut self) -> anyhow::Result<&Booted> {
-        let vm = match self.vm.take() {
-            Some(vm) => {
-                vm.cut_power().await?;
-                vm.start_again().await?
-            }
-            None => {
-                let vm = Vm::new(Format::Qcow2).net(&self.site.net);
-                self.example.nics().into_iter().fold(vm, Vm::nic).start().await?
-            }
+        let vm = if let Some(vm) = self.vm.take() {
+            vm.cut_power().await?;
+            vm.start_again().await?
+        } else {
+            let vm = Vm::new(Format::Qcow2).net(&self.site.net);
+            self.example.nics().into_iter().fold(vm, Vm::nic).start().await?
         };
         Ok(self.vm.insert(vm))
     }
