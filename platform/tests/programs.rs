@@ -38,17 +38,31 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_failure_is_an_answer_with_both_outputs_for_those_who_ask_so() {
-    let exited = Cmd::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]).run_to_exit().await.unwrap();
-    assert_eq!((exited.stdout.as_slice(), exited.stderr.as_str()), (b"out\n".as_slice(), "err\n"));
+    let exited = Cmd::new("sh")
+        .args(["-c", "echo out; echo err >&2; exit 3"])
+        .run_to_exit()
+        .await
+        .unwrap();
+    assert_eq!(
+        (exited.stdout.as_slice(), exited.stderr.as_str()),
+        (b"out\n".as_slice(), "err\n")
+    );
     assert_eq!(exited.status.code(), Some(3));
-    let late = Cmd::new("sleep").arg("100").time_limit(Duration::from_millis(50)).run_to_exit().await;
+    let late = Cmd::new("sleep")
+        .arg("100")
+        .time_limit(Duration::from_millis(50))
+        .run_to_exit()
+        .await;
     assert!(matches!(late, Err(ExecError::TimedOut { .. })), "{late:?}");
 }
 
 #[test]
 fn a_program_that_cannot_be_started_is_not_become() {
     let error = Cmd::new("/no/such/program").exec();
-    assert!(chain(&error).to_string().starts_with("cannot start `/no/such/program`"), "{error}");
+    assert!(
+        chain(&error).to_string().starts_with("cannot start `/no/such/program`"),
+        "{error}"
+    );
 }
 
 async fn error_of(cmd: Cmd) -> String {
