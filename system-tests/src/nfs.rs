@@ -165,9 +165,11 @@ impl NfsServer {
     /// The file system cannot.
     pub async fn replace_store(&self) -> anyhow::Result<()> {
         self.stop().await?;
-        // The old one stays, so that the new one has another inode.
-        fs::rename(&self.directory, self.directory.with_file_name("store.old"))?;
+        // The new one is made while the old one is there, so that it has another inode. Handles of what is gone are stale.
+        let old = self.directory.with_file_name("store.old");
+        fs::rename(&self.directory, &old)?;
         fs::create_dir(&self.directory)?;
+        fs::remove_dir_all(&old)?;
         self.start_again().await
     }
 

@@ -90,7 +90,7 @@ pub(crate) const LIBC: Tool = Tool {
     why: "is what that C includes",
 };
 
-pub(crate) const ALL: [Tool; 46] = [
+pub(crate) const ALL: [Tool; 48] = [
     CC,
     LIBC,
     Tool {
@@ -145,6 +145,16 @@ pub(crate) const ALL: [Tool; 46] = [
         sign: File("/usr/sbin/sshd"),
         source: Debian("openssh-server"),
         why: "is what hosts log in to, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/charon-systemd"),
+        source: Debian("charon-systemd"),
+        why: "is both ends of a VPN, in tests",
+    },
+    Tool {
+        sign: File("/usr/sbin/swanctl"),
+        source: Debian("strongswan-swanctl"),
+        why: "says whether a VPN is connected, in tests",
     },
     Tool {
         sign: Program("arping"),
@@ -464,8 +474,9 @@ mod tests {
             "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
              gcc libc6-dev openssl default-jdk-headless chromium python3-venv npm qemu-system-x86 \
              qemu-utils ovmf qemu-guest-agent iproute2 iputils-ping openssh-client openssh-server \
-             iputils-arping traceroute dnsmasq-base nmap cpio fdisk dosfstools genisoimage xz-utils \
-             bzip2 zip unzip p7zip-full minisign tinyproxy bindfs e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
+             charon-systemd strongswan-swanctl iputils-arping traceroute dnsmasq-base nmap cpio fdisk \
+             dosfstools genisoimage xz-utils bzip2 zip unzip p7zip-full minisign tinyproxy bindfs \
+             e2fsprogs nftables systemd debian-archive-keyring gnupg mmdebstrap faketime \
              rpcbind nfs-ganesha nfs-ganesha-vfs haproxy chrony",
             "rustup component add rustfmt clippy",
             "cargo install --locked cargo-deny --version 0.20.2",

@@ -35,7 +35,7 @@ use record::{Record, sha256};
 /// How long a host may take to write a line once it can. It tries ten times a second (§3.2).
 const HOST_LIMIT: Duration = Duration::from_secs(20);
 /// How long a guest agent may take to start where there is a port for it. It takes seconds, also under emulation.
-const GUEST_AGENT_LIMIT: Duration = Duration::from_secs(60);
+const GUEST_AGENT_LIMIT: Duration = Duration::from_mins(1);
 /// Between looks at the channels: first short, since drivers are loaded while we look.
 const EAGER: Duration = Duration::from_millis(500);
 const EAGER_FOR: Duration = Duration::from_secs(10);
@@ -128,9 +128,7 @@ impl Source {
     /// Watches from now on. `named` is a file that replaces all channels, `forced` the hypervisor that this is said to be.
     pub fn open(root: &Root, named: Option<PathBuf>, forced: Option<Hypervisor>) -> Result<Self, LineError> {
         let watch = watch(root)?;
-        for directory in [root.path(STATE)] {
-            make(directory)?;
-        }
+        make(root.path(STATE))?;
         let record = record::read(root);
         let mut source = Self {
             boot_id: record::boot_id(root),

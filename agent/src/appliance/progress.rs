@@ -116,7 +116,7 @@ impl Step {
         match self {
             Self::Hypervisor => "hypervisor",
             Self::Line => "boot arguments",
-            Self::Arguments => "their meaning",
+            Self::Arguments => "reading the boot arguments",
             Self::Firewall => "firewall",
             Self::Network => "network",
             Self::Ssh => "ssh",
@@ -199,10 +199,11 @@ pub fn is_ready(entries: &[Entry]) -> bool {
     entries.iter().any(ready)
 }
 
-/// What stands in the way: the first step that has failed or waits.
+/// What stands in the way: the first step that has failed, else the first that waits. (After boot arguments that make no sense
+/// the machine waits for others: why it does is what people must know.)
 pub fn problem(entries: &[Entry]) -> Option<&Entry> {
-    let stands = |entry: &&Entry| matches!(entry.outcome, Outcome::Waiting | Outcome::Failed);
-    entries.iter().find(stands)
+    let first = |outcome| entries.iter().find(|entry| entry.outcome == outcome);
+    first(Outcome::Failed).or_else(|| first(Outcome::Waiting))
 }
 
 /// Milliseconds since the kernel started.

@@ -316,6 +316,15 @@ mod tests {
         assert_eq!(links, wanted.collect());
     }
 
+    /// Its unit may write there, and does not start without it.
+    #[test]
+    fn the_image_has_the_directory_for_what_was_sent() {
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../image-builder/recipe/recipe.toml");
+        let line = "\"usr/share/cloud\" = {}";
+        let recipe = fs::read_to_string(recipe).unwrap();
+        assert_eq!(recipe.lines().filter(|found| *found == line).count(), 1);
+    }
+
     #[test]
     fn names_that_an_archive_has_replaced_are_links_again() {
         let directory = tempfile::tempdir().unwrap();

@@ -84,9 +84,11 @@ impl Facts {
         }
     }
 
-    /// Whether there is something that a serial console should tell.
-    pub fn is_news(&self) -> bool {
-        progress::problem(&self.steps).is_some() || progress::is_ready(&self.steps)
+    /// What a serial console should be told about when it changes: the problem there is, or that there is none and all is
+    /// done. (Not the problem's detail: that may count seconds.)
+    pub fn news(&self) -> Option<(Step, Outcome)> {
+        let problem = progress::problem(&self.steps).map(|problem| (problem.step, problem.outcome));
+        problem.or_else(|| progress::is_ready(&self.steps).then_some((Step::Ready, Outcome::Done)))
     }
 
     fn seconds(&self) -> String {
@@ -352,7 +354,7 @@ mod tests {
             ..Facts::default()
         };
         insta::assert_snapshot!(draw(&facts));
-        assert!(facts.is_news());
+        assert_eq!(facts.news(), Some((Step::Line, Outcome::Waiting)));
         assert_eq!(
             facts.in_short(),
             "system VM: boot arguments missing, waiting: the host has not written any to the"

@@ -14,7 +14,7 @@ use platform::{exit, shutdown};
 use tokio::time::sleep;
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 /// Clears a terminal and hides its cursor: ECMA-48 ED, CUP; DECTCEM.
 const CLEAR: &str = "\x1b[2J\x1b[H\x1b[?25l";
 
@@ -51,7 +51,7 @@ pub(crate) async fn run(args: &Status) -> ExitCode {
 
 async fn follow(root: &Root, short: Option<&Path>) -> io::Result<()> {
     let mut stop = std::pin::pin!(shutdown::signal());
-    let (mut shown, mut told) = (String::new(), String::new());
+    let (mut shown, mut told) = (String::new(), None);
     let start = if io::stdout().is_terminal() { CLEAR } else { "\n" };
     loop {
         let facts = Facts::of(root);
@@ -62,10 +62,10 @@ async fn follow(root: &Root, short: Option<&Path>) -> io::Result<()> {
             out.flush()?;
             shown = text;
         }
-        let line = facts.in_short();
-        if let Some(device) = short.filter(|_| facts.is_news() && line != told) {
-            tell(device, &line);
-            told = line;
+        let news = facts.news();
+        if let Some(device) = short.filter(|_| news.is_some() && news != told) {
+            tell(device, &facts.in_short());
+            told = news;
         }
         tokio::select! {
             () = sleep(LOOK) => {}

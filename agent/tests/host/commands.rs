@@ -1,6 +1,7 @@
 //! Names of `/opt/cloud/bin` against the real nft, ip, haproxy and file systems, in network namespaces.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use platform::exec::{Cmd, Running};
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::sshd::{AGENT, said, until, vm, write};
 
-/// A network namespace that ends with this value.
+/// A network, with mounts of its own, that ends with this value.
 struct Namespace {
     process: Running,
     _log: TempDir,
@@ -17,7 +18,7 @@ struct Namespace {
 impl Namespace {
     async fn new() -> Self {
         let log = tempfile::tempdir().unwrap();
-        let process = Cmd::new("unshare").args(["--net", "sleep", "1000"]);
+        let process = Cmd::new("unshare").args(["--net", "--mount", "sleep", "1000"]);
         let process = process.spawn(log.path().join("log")).unwrap();
         let namespace = Self { process, _log: log };
         let (own, ours) = (format!("/proc/{}/ns/net", namespace.id()), "/proc/self/ns/net");
@@ -34,7 +35,7 @@ impl Namespace {
     }
 
     fn inside(&self, command: Cmd) -> Cmd {
-        command.through(Cmd::new("nsenter").args(["--net", "--target", &self.id()]))
+        command.through(Cmd::new("nsenter").args(["--net", "--mount", "--target", &self.id()]))
     }
 
     async fn ip(&self, line: &str) {
@@ -104,9 +105,9 @@ fn as_the_server(text: &str) -> (u64, u64) {
     for (position, number) in text.trim_end_matches(':').split(':').enumerate() {
         let number: u64 = number.parse().unwrap();
         if position % 2 == 0 {
-            sent += number
+            sent += number;
         } else {
-            received += number
+            received += number;
         }
     }
     (sent, received)
@@ -315,6 +316,64 @@ async fn haproxy_says_how_busy_its_servers_are() {
     }
     assert_eq!(here.says(&vm, "get_haproxy_stats.sh 203.0.113.14 80").await, ok("0"));
     assert_eq!(here.says(&vm, "get_haproxy_stats.sh x 80").await.1, 1);
+}
+
+/// charon and a connection, which answers but does not call.
+async fn charon(here: &Namespace, vm: &TempDir, name: &str, own: &str, other: &str) -> Running {
+    for directory in ["/run", "/etc/swanctl"] {
+        let mount = Cmd::new("mount").args(["-t", "tmpfs", "none", directory]);
+        here.inside(mount).run().await.unwrap();
+    }
+    let inside = format!("/proc/{}/root", here.id());
+    let config = format!(
+        "connections {{\n {name} {{\n local_addrs={own}\n remote_addrs={other}\n version=2\n childless=force\n \
+         local {{\n auth=psk\n id={own}\n }}\n remote {{\n auth=psk\n id={other}\n }}\n }}\n}}\n\
+         secrets {{\n ike-1 {{\n secret=\"test\"\n }}\n}}\n"
+    );
+    write(Path::new(&format!("{inside}/etc/swanctl/swanctl.conf")), config);
+    let charon = here.inside(Cmd::new("/usr/sbin/charon-systemd"));
+    let running = charon.spawn(vm.path().join(name)).unwrap();
+    until("charon's socket", || {
+        Path::new(&format!("{inside}/run/charon.vici")).exists()
+    })
+    .await;
+    here.inside(Cmd::new("swanctl").arg("--load-all")).run().await.unwrap();
+    running
+}
+
+#[tokio::test]
+async fn a_vpn_is_connected_when_charon_says_so() {
+    let (vm, here, there) = (vm(), Namespace::new().await, Namespace::new().await);
+    here.join(&there, ("eth1", "203.0.113.30/24"), ("eth1", "198.51.100.200/24"))
+        .await;
+    here.ip("route add 198.51.100.0/24 dev eth1").await;
+    there.ip("route add 203.0.113.0/24 dev eth1").await;
+    let (_ours, _theirs) = tokio::join!(
+        charon(&here, &vm, "vpn-198_51_100_200", "203.0.113.30", "198.51.100.200"),
+        charon(&there, &vm, "peer", "198.51.100.200", "203.0.113.30"),
+    );
+    // As in a VM whose strongswan.service runs.
+    let group = vm.path().join("sys/fs/cgroup/system.slice/strongswan.service");
+    fs::create_dir_all(&group).unwrap();
+    write(&group.join("cgroup.events"), "populated 1\nfrozen 0\n");
+
+    let line = "checkbatchs2svpn.sh 198.51.100.200 198.51.100.201";
+    let none = "IPsec SA not found;Site-to-site VPN have not connected";
+    let before = format!("198.51.100.200:11:{none}&198.51.100.201:11:{none}&");
+    assert_eq!(here.says(&vm, line).await, ok(&before));
+    let call = Cmd::new("swanctl").args(["--initiate", "--ike", "vpn-198_51_100_200", "--timeout", "20"]);
+    here.inside(call).run().await.unwrap();
+    let up = "IPsec SA found;Site-to-site VPN have connected";
+    let after = format!("198.51.100.200:0:{up}&198.51.100.201:11:{none}&");
+    assert_eq!(here.says(&vm, line).await, ok(&after));
+    assert_eq!(
+        here.says(&vm, "checks2svpn.sh 198.51.100.200").await,
+        ok(&format!("{up}\n"))
+    );
+    assert_eq!(
+        here.says(&vm, "checks2svpn.sh 198.51.100.201").await,
+        (format!("{none}\n"), 11)
+    );
 }
 
 #[tokio::test]

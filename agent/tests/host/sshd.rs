@@ -98,9 +98,8 @@ impl Sshd {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        if timeout(LIMIT, up).await.is_err() {
-            panic!("{}", fs::read_to_string(keys.path().join("log")).unwrap());
-        }
+        let is_up = timeout(LIMIT, up).await.is_ok();
+        assert!(is_up, "{}", fs::read_to_string(keys.path().join("log")).unwrap());
         Self {
             vm,
             keys,

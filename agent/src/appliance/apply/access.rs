@@ -62,7 +62,7 @@ pub fn write(plan: &Plan, root: &Root) -> Result<Sshd, ApplyError> {
 /// Sets root's password, which `vmpassword=` asks for; the image has none.
 pub async fn set_password(password: &Secret<String>) -> Result<(), ApplyError> {
     /// Deriving a password's hash takes seconds where there is no fast processor.
-    const LIMIT: Duration = Duration::from_secs(60);
+    const LIMIT: Duration = Duration::from_mins(1);
     let password = password.expose();
     if password.contains(char::is_control) {
         return Err(ApplyError::Password);

@@ -24,7 +24,10 @@ pub fn renames(links: &[CurrentLink], macs: &[MacAddr]) -> String {
             Some(index) => eth(index),
             // Not in the list, with a name that is somebody else's.
             None if is_reserved(&link.name) || is_on_the_way(&link.name) => {
-                let free = (macs.len()..).map(eth).find(|name| !taken.contains(name));
+                // At most all present names and as many new ones are taken.
+                let numbers = macs.len()..=macs.len() + 2 * links.len();
+                let mut names = numbers.map(eth);
+                let free = names.find(|name| !taken.contains(name));
                 let free = free.expect("there are more numbers than NICs");
                 taken.insert(free.clone());
                 free

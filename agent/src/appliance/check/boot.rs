@@ -4,7 +4,7 @@ use nix::sys::statvfs::statvfs;
 use platform::exec::Cmd;
 
 use super::look::{Line, Look};
-use super::{Finding, Outcome, RUN_LIMIT};
+use super::{Finding, RUN_LIMIT};
 use crate::appliance::progress::{self, Entry, Outcome as Went, Step};
 
 /// MiB of disk that must be free for what hosts upload (§7.5).
@@ -45,15 +45,18 @@ pub(super) fn boot(look: &Look) -> Vec<Finding> {
     let Entry {
         step, outcome, detail, ..
     } = problem;
+    let name = step.name();
     let (what, todo) = match outcome {
-        Went::Waiting => ("waits", "give it what it waits for; it goes on by itself"),
-        _ => ("has failed", "correct it, then `systemctl restart cs-preinit cs-setup`"),
+        Went::Waiting => (
+            format!("waits for {name}: {detail}"),
+            "give it what it waits for; it goes on by itself",
+        ),
+        _ => (
+            format!("{name} failed: {detail}"),
+            "correct it, then `systemctl restart cs-preinit cs-setup`",
+        ),
     };
-    vec![Finding::error(
-        "boot",
-        format!("{} {what}: {detail}", step.name()),
-        todo,
-    )]
+    vec![Finding::error("boot", what, todo)]
 }
 
 pub(super) fn line(look: &Look) -> Vec<Finding> {
@@ -129,10 +132,12 @@ pub(super) fn memory(look: &Look) -> Vec<Finding> {
     };
     let what = format!("{available} of {total} MiB are available");
     let todo = "give this VM a larger system offering, or see with `systemd-cgtop -m` who takes it";
-    vec![match available {
-        ..MEMORY_NEEDED => Finding::error("memory", what, todo),
-        ..MEMORY_WANTED => Finding::warning("memory", what, todo),
-        _ => Finding::ok("memory", what),
+    vec![if available < MEMORY_NEEDED {
+        Finding::error("memory", what, todo)
+    } else if available < MEMORY_WANTED {
+        Finding::warning("memory", what, todo)
+    } else {
+        Finding::ok("memory", what)
     }]
 }
 
@@ -164,14 +169,12 @@ pub(super) fn disk(look: &Look) -> Vec<Finding> {
     let free = (status.blocks_available() * status.fragment_size()) >> 20;
     let what = format!("{free} MiB are free on /");
     let todo = "see with `du -xh -d 2 / | sort -h` what takes it; hosts upload up to 300 MiB";
-    let outcome = match free {
-        ..DISK_NEEDED => Outcome::Error,
-        ..DISK_WANTED => Outcome::Warning,
-        _ => return vec![Finding::ok("disk", what)],
-    };
-    vec![Finding {
-        outcome,
-        ..Finding::warning("disk", what, todo)
+    vec![if free < DISK_NEEDED {
+        Finding::error("disk", what, todo)
+    } else if free < DISK_WANTED {
+        Finding::warning("disk", what, todo)
+    } else {
+        Finding::ok("disk", what)
     }]
 }
 
@@ -216,6 +219,7 @@ fn tracked(text: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Outcome;
     use super::*;
     use crate::appliance::progress::Progress;
     use crate::appliance::root::{LINE, RUN, Root};
@@ -237,13 +241,13 @@ mod tests {
         progress.set(Step::Line, Went::Waiting, "no line on any channel");
         let waits = found(&root);
         assert_eq!(waits.outcome, Outcome::Error);
-        assert_eq!(waits.what, "boot arguments waits: no line on any channel");
+        assert_eq!(waits.what, "waits for boot arguments: no line on any channel");
         progress.set(Step::Line, Went::Done, "");
         progress.set(Step::Network, Went::Running, "");
         assert_eq!(found(&root).outcome, Outcome::Warning);
         progress.set(Step::Network, Went::Failed, "eth1 is not there");
         progress.set(Step::Ready, Went::Done, "");
-        assert_eq!(found(&root).what, "network has failed: eth1 is not there");
+        assert_eq!(found(&root).what, "network failed: eth1 is not there");
         progress.set(Step::Network, Went::Done, "");
         assert_eq!(found(&root).outcome, Outcome::Ok);
     }

@@ -79,7 +79,8 @@ impl Look {
         match check {
             "management-server" | "service" | "certificate" => self.agent().is_some(),
             "storage" => self.vm_type() == Some(VmType::SecondaryStorage),
-            "nics" | "gateway" | "dns" | "listening" => self.vm().is_some(),
+            // Time servers come with the boot arguments, too.
+            "nics" | "gateway" | "dns" | "listening" | "time" => self.vm().is_some(),
             _ => true,
         }
     }

@@ -119,14 +119,16 @@ fn judge_certificate(directory: &Path, now: OffsetDateTime) -> Finding {
     };
     let days = (end - now).whole_days();
     let date = end.date();
-    match days {
-        ..0 => Finding::error(
+    if days < 0 {
+        Finding::error(
             "certificate",
             format!("it ended on {date}, or the clock is wrong"),
             todo,
-        ),
-        ..=RENEWAL => Finding::warning("certificate", format!("it ends on {date}, in {days} days"), todo),
-        _ => Finding::ok("certificate", format!("it is good until {date}")),
+        )
+    } else if days <= RENEWAL {
+        Finding::warning("certificate", format!("it ends on {date}, in {days} days"), todo)
+    } else {
+        Finding::ok("certificate", format!("it is good until {date}"))
     }
 }
 

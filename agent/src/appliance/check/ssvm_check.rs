@@ -212,12 +212,11 @@ impl Lines {
 
     fn process(&mut self, facts: &Facts) {
         self.say(RULE);
-        match facts.process {
-            Some(pid) => self.say(format!("Good: The agent's process is running ({pid})")),
-            None => {
-                self.say("ERROR: The agent's process is not running. Try: systemctl restart cloud");
-                self.code(NO_PROCESS);
-            }
+        if let Some(pid) = facts.process {
+            self.say(format!("Good: The agent's process is running ({pid})"));
+        } else {
+            self.say("ERROR: The agent's process is not running. Try: systemctl restart cloud");
+            self.code(NO_PROCESS);
         }
     }
 }

@@ -159,7 +159,7 @@ impl Session<'_> {
                 _ = tick.tick() => self.tick(),
                 Some(done) = self.work.join_next() => self.done(done),
                 () = &mut *stop => {
-                    self.say(ToHost::SessionShutdown);
+                    self.say(&ToHost::SessionShutdown);
                     let last = async {
                         while !self.waiting.is_empty() {
                             let length = write_first(&mut writer, &self.waiting, self.written).await?;
@@ -181,19 +181,22 @@ impl Session<'_> {
         }
     }
 
-    fn say(&mut self, message: ToHost) {
+    fn say(&mut self, message: &ToHost) {
         self.waiting.push_back(message.line());
     }
 
     /// Says what is different from what was said last of the same kind.
     fn news(&mut self, message: ToHost) {
         let is_kind = |said: &&mut ToHost| std::mem::discriminant(*said) == std::mem::discriminant(&message);
-        match self.said.iter_mut().find(is_kind) {
-            Some(said) if *said == message => return,
-            Some(said) => *said = message.clone(),
-            None => self.said.push(message.clone()),
+        let known = self.said.iter_mut().find(is_kind);
+        if known.as_deref() == Some(&message) {
+            return;
         }
-        self.say(message);
+        self.waiting.push_back(message.line());
+        match known {
+            Some(said) => *said = message,
+            None => self.said.push(message),
+        }
     }
 
     fn say_all(&mut self) {
@@ -225,7 +228,7 @@ impl Session<'_> {
 
     fn heartbeat(&mut self) {
         let memory = machine::memory(&self.agent.root);
-        self.say(ToHost::Heartbeat {
+        self.say(&ToHost::Heartbeat {
             free_ram: (memory.mem_available / 1024).to_string(),
             memory,
             api_version: 0,
@@ -273,7 +276,7 @@ impl Session<'_> {
     }
 
     fn refuse(&mut self, message: Option<&str>, reason: String) {
-        self.say(ToHost::Error {
+        self.say(&ToHost::Error {
             message: message.map(str::to_owned),
             reason,
         });
@@ -283,7 +286,7 @@ impl Session<'_> {
         match message {
             FromHost::Refresh => self.say_all(),
             FromHost::ApiVersion => {}
-            FromHost::Echo(members) => self.say(ToHost::Echo(members)),
+            FromHost::Echo(members) => self.say(&ToHost::Echo(members)),
             FromHost::Shutdown {
                 timeout,
                 message,
@@ -293,12 +296,12 @@ impl Session<'_> {
                 let reason: String = message.chars().take(200).collect();
                 info!(timeout, reboot, reason, "The host asks this machine to go down");
                 self.agent.shut_down(Duration::from_secs(timeout), reboot);
-                self.say(ToHost::ShuttingDown { timeout, reboot });
+                self.say(&ToHost::ShuttingDown { timeout, reboot });
             }
             FromHost::SetTime { milliseconds } => match set_time(milliseconds) {
                 Ok(moved_ms) => {
                     info!(moved_ms, "The host has set the clock");
-                    self.say(ToHost::TimeSet { moved_ms });
+                    self.say(&ToHost::TimeSet { moved_ms });
                 }
                 Err(reason) => self.refuse(Some("set-time"), reason),
             },
@@ -326,7 +329,7 @@ impl Session<'_> {
 
     fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(Done::Checked(id, Ok(report))) => self.say(ToHost::CheckResult { id, report }),
+            Ok(Done::Checked(id, Ok(report))) => self.say(&ToHost::CheckResult { id, report }),
             Ok(Done::Collected(id, Ok(bytes))) => {
                 self.sending = Some(Sending {
                     id,
@@ -359,7 +362,7 @@ impl Session<'_> {
         if last {
             self.sending = None;
         }
-        self.say(message);
+        self.say(&message);
     }
 }
 

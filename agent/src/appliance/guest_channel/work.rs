@@ -9,7 +9,7 @@ use crate::appliance::diagnostics;
 use crate::appliance::root::Root;
 
 /// For one piece of work, with the start of a program on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Who does it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 use platform::exec::{Cmd, ExecError};
 
-use super::gpt::{BadTable, Growth, HEAD, SECTOR};
+use super::gpt::{self, BadTable, Growth, HEAD, SECTOR};
 use crate::appliance::root::Root;
 
 /// Less is not worth it: alignment and block groups never fit to the last byte.
@@ -53,7 +53,7 @@ pub enum GrowthError {
         /// Why.
         source: BadTable,
     },
-    /// `resizepart` or `resize2fs` said no.
+    /// `partx` or `resize2fs` said no.
     #[error("the partition or its file system cannot be resized")]
     Tool(#[from] ExecError),
 }
@@ -123,18 +123,16 @@ impl RootDisk {
     /// Grows the partition, then the file system, as far as either has to. Answers the file system's size in bytes when it
     /// has changed.
     pub async fn grow(&self) -> Result<Option<u64>, GrowthError> {
-        let sectors = match self.grow_table()? {
-            Some(sectors) => {
-                // The kernel is told of the one partition that has changed; it would not read a table that is in use.
-                Cmd::new("resizepart")
-                    .arg(&self.disk)
-                    .args([self.number.to_string(), sectors.to_string()])
-                    .run()
-                    .await?;
-                sectors
-            }
-            None => self.sectors,
-        };
+        let sectors = self.grow_table()?;
+        if sectors != self.sectors {
+            // The kernel is told of the one partition that has changed; it would not read a table that is in use.
+            let number = self.number.to_string();
+            Cmd::new("partx")
+                .args(["--update", "--nr", &number])
+                .arg(&self.disk)
+                .run()
+                .await?;
+        }
         let size = sectors.saturating_mul(SECTOR);
         let before = self.file_system_size()?;
         if size < before.saturating_add(WORTH_IT) {
@@ -148,8 +146,9 @@ impl RootDisk {
         self.file_system_size().map(Some)
     }
 
-    /// Writes the larger table; answers the partition's new length in sectors. `None`: it has all there is.
-    fn grow_table(&self) -> Result<Option<u64>, GrowthError> {
+    /// Writes the larger table, unless it says already that the partition has all there is; answers the partition's length
+    /// in sectors.
+    fn grow_table(&self) -> Result<u64, GrowthError> {
         let failed = |operation| io_error(operation, self.disk.clone());
         let table = |source| GrowthError::Table {
             disk: self.disk.clone(),
@@ -166,18 +165,19 @@ impl RootDisk {
         let mut head = vec![0; HEAD];
         disk.read_exact_at(&mut head, 0)
             .map_err(failed("read the partition table of"))?;
+        let now = gpt::sectors(&head, self.number).map_err(table)?;
         let Some(growth) = Growth::of(&head, self.disk_sectors, self.number).map_err(table)? else {
-            return Ok(None);
+            return Ok(now);
         };
-        if growth.sectors.saturating_sub(self.sectors).saturating_mul(SECTOR) < WORTH_IT {
-            return Ok(None);
+        if growth.sectors.saturating_sub(now).saturating_mul(SECTOR) < WORTH_IT {
+            return Ok(now);
         }
         for (bytes, at) in [(&growth.backup, growth.backup_at), (&growth.page, 0)] {
             disk.write_all_at(bytes, at)
                 .map_err(failed("write the partition table of"))?;
             disk.sync_all().map_err(failed("write the partition table of"))?;
         }
-        Ok(Some(growth.sectors))
+        Ok(growth.sectors)
     }
 
     fn file_system_size(&self) -> Result<u64, GrowthError> {

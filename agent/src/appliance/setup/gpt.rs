@@ -52,15 +52,9 @@ pub enum BadTable {
 impl Growth {
     /// What makes partition `number` (from 1) as large as a disk of `disk_sectors` allows; `None` when it is already.
     pub fn of(head: &[u8], disk_sectors: u64, number: usize) -> Result<Option<Self>, BadTable> {
-        let head: &[u8; HEAD] = head.try_into().map_err(|_| BadTable::Foreign("it is too short"))?;
         let table = Table::read(head)?;
-        let index = number
-            .checked_sub(1)
-            .filter(|index| *index < ENTRIES_IN_PAGE)
-            .ok_or(BadTable::Foreign("it has no such partition"))?;
-        let (first, last) = table
-            .partition(index)
-            .ok_or(BadTable::Foreign("it has no such partition"))?;
+        let index = number.saturating_sub(1);
+        let (first, last) = table.numbered(number)?;
         let is_behind = |other: usize| table.partition(other).is_some_and(|(begins, _)| begins > first);
         if (0..ENTRIES).any(is_behind) {
             return Err(BadTable::NotLast(number));
@@ -74,13 +68,20 @@ impl Growth {
     }
 }
 
+/// How many sectors partition `number` (from 1) has.
+pub fn sectors(head: &[u8], number: usize) -> Result<u64, BadTable> {
+    let (first, last) = Table::read(head)?.numbered(number)?;
+    Ok(last + 1 - first)
+}
+
 /// A table whose checksums are right.
 struct Table<'a> {
     head: &'a [u8; HEAD],
 }
 
 impl<'a> Table<'a> {
-    fn read(head: &'a [u8; HEAD]) -> Result<Self, BadTable> {
+    fn read(head: &'a [u8]) -> Result<Self, BadTable> {
+        let head: &[u8; HEAD] = head.try_into().map_err(|_| BadTable::Foreign("it is too short"))?;
         let header = &head[HEADER_AT..HEADER_AT + 92];
         if &header[..8] != b"EFI PART" {
             return Err(BadTable::Foreign("no GPT"));
@@ -100,6 +101,17 @@ impl<'a> Table<'a> {
             return Err(BadTable::Damaged("list of partitions"));
         }
         Ok(Self { head })
+    }
+
+    fn numbered(&self, number: usize) -> Result<(u64, u64), BadTable> {
+        let index = number.checked_sub(1).filter(|index| *index < ENTRIES_IN_PAGE);
+        let found = index.and_then(|index| self.partition(index));
+        let (first, last) = found.ok_or(BadTable::Foreign("it has no such partition"))?;
+        // So much that nothing here can overflow.
+        if last < first || last > u64::MAX >> 10 {
+            return Err(BadTable::Foreign("a partition ends where it cannot"));
+        }
+        Ok((first, last))
     }
 
     fn partition(&self, index: usize) -> Option<(u64, u64)> {
@@ -250,6 +262,7 @@ mod tests {
         );
         assert_eq!(growth.sectors, 199 * MIB / SECTOR - 6144);
         assert_eq!(root["uuid"], before["partitions"][2]["uuid"]);
+        assert_eq!(sectors(&head(&file), 3).unwrap(), growth.sectors);
         // Once is enough.
         assert_eq!(Growth::of(&head(&file), 200 * MIB / SECTOR, 3).unwrap(), None);
     }
@@ -305,6 +318,7 @@ mod tests {
         #[test]
         fn noise_never_panics(mut noise in prop::collection::vec(any::<u8>(), HEAD), sectors: u64, number in 0_usize..200) {
             let _ = Growth::of(&noise, sectors, number);
+            let _ = super::sectors(&noise, number);
             noise[HEADER_AT..HEADER_AT + 8].copy_from_slice(b"EFI PART");
             let _ = Growth::of(&noise, sectors, number);
         }
