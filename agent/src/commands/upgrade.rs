@@ -5,19 +5,24 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use agent::appliance::root::{RUN, Root};
-use agent::appliance::upgrade::bundle::Bundle;
+use agent::appliance::root::{RUN, Root, UPLOADS};
+use agent::appliance::upgrade::bundle::{BadBundle, Bundle};
 use agent::appliance::upgrade::change::{Machine, Patience, change};
 use agent::appliance::upgrade::keys::TrustedKeys;
 use agent::appliance::upgrade::machine::Systemd;
 use agent::appliance::upgrade::store::{Attempt, Outcome, Side, Store};
 use agent::appliance::upgrade::{UPLOADED, image_version};
 use anyhow::{Context, bail, ensure};
+use platform::watch::{Watch, Written};
 use platform::{exit, shutdown};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, timeout_at};
 
+/// For the rest of an upload.
+const UPLOAD_LIMIT: Duration = Duration::from_mins(5);
 /// The new programs were tried, and the old ones run again.
 const TAKEN_BACK: u8 = 3;
 
@@ -29,6 +34,10 @@ const TAKEN_BACK: u8 = 3;
 ///
 /// Exit status: 0 done, or there was nothing to do; 1 refused or failed, and nothing has changed; 3 taken back.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "clap keeps them apart, and nothing else reads them"
+)]
 #[command(after_help = "\
 Examples:
   agent upgrade /root/sysvm-0.2.0.sysvm      as `image-builder bundle` has made it
@@ -107,7 +116,7 @@ async fn upgrade(root: &Root, args: &Upgrade) -> anyhow::Result<Option<Attempt>>
         store.state()?.previous.unwrap_or(Side::Image)
     } else if args.uploaded {
         let uploaded = root.path(UPLOADED);
-        let taken = take(root, &store, &uploaded, args);
+        let taken = take_uploaded(root, &store, &uploaded, args).await;
         // Whatever it was: another start must not try it again, and the disk is small.
         let removed = std::fs::remove_file(&uploaded);
         let taken = taken?;
@@ -131,7 +140,7 @@ async fn upgrade(root: &Root, args: &Upgrade) -> anyhow::Result<Option<Attempt>>
         described(&to, to_version)
     ));
     let attempt = change(&store, &machine, &to, Patience::default(), interrupted, |text| {
-        say(text)
+        say(text);
     })
     .await?;
     if attempt.outcome == Outcome::Confirmed {
@@ -169,6 +178,35 @@ fn take(root: &Root, store: &Store, path: &Path, args: &Upgrade) -> anyhow::Resu
     Ok(store.add(&mut bundle)?)
 }
 
+/// What a host uploads. systemd starts us when the file appears: its end may still be on its way.
+async fn take_uploaded(root: &Root, store: &Store, uploaded: &Path, args: &Upgrade) -> anyhow::Result<Side> {
+    let deadline = Instant::now() + UPLOAD_LIMIT;
+    // Before the first look: the end may come between the two.
+    let mut watch = Watch::new(root.path(UPLOADS))?;
+    loop {
+        let taken = take(root, store, uploaded, args);
+        let is_incomplete = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BadBundle::Shape(_)));
+        if !taken.as_ref().is_err_and(is_incomplete) {
+            return taken;
+        }
+        say("It is not whole; waiting for its writer to close it");
+        if !is_closed(&mut watch, uploaded, deadline).await {
+            return taken;
+        }
+    }
+}
+
+/// Waits until somebody has written the file to its end; `false` when nobody does.
+async fn is_closed(watch: &mut Watch, file: &Path, deadline: Instant) -> bool {
+    loop {
+        match timeout_at(deadline, watch.next()).await {
+            Ok(Ok(Written::File(name))) if Some(name.as_os_str()) != file.file_name() => {}
+            Ok(Ok(_)) => return true,
+            Ok(Err(_)) | Err(_) => return false,
+        }
+    }
+}
+
 /// After one that was killed: the old programs are put back, and run again.
 async fn recover(root: &Root) -> anyhow::Result<Option<Attempt>> {
     let store = Store::new(root.clone());
@@ -193,9 +231,10 @@ async fn make_good(store: &Store, machine: &Systemd) -> anyhow::Result<Option<At
 fn at_boot(root: &Root) -> anyhow::Result<Option<Attempt>> {
     let store = Store::new(root.clone());
     let recovered = store.recover()?;
-    match &recovered {
-        Some(attempt) => tracing::warn!(?attempt, "An upgrade was taken back"),
-        None => tracing::info!(current = ?store.current()?, "The programs are whole"),
+    if let Some(attempt) = &recovered {
+        tracing::warn!(?attempt, "An upgrade was taken back");
+    } else {
+        tracing::info!(current = ?store.current()?, "The programs are whole");
     }
     Ok(recovered)
 }
