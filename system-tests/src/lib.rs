@@ -3,6 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`browser`] | Debian's Chromium, driven over its DevTools protocol |
+//! | [`bundle`] | signed bundles for live upgrades |
 //! | [`console`] | the console page, compared with the machine behind it |
 //! | [`management`] | a management server for VMs that a test starts |
 //! | [`nfs`] | a real NFS server in a test's network |
@@ -20,6 +21,7 @@
 #![expect(clippy::panic, clippy::print_stdout, reason = "this crate is all tests")]
 
 pub mod browser;
+pub mod bundle;
 pub mod console;
 pub mod management;
 pub mod nfs;

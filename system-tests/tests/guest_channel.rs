@@ -1,7 +1,5 @@
 //! The guest channel of a real VM, before it has a network: what its host reads there and may ask.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
-
 use std::time::Duration;
 
 use serde_json::json;

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use platform::files;
+use serde_json::Value;
+use system_tests::bundle::{Maker, TRUSTED_KEY};
 use system_tests::site::{Example, Site};
 use system_tests::vm::{BOOT_LIMIT, Booted, Format, Ssh, Vm};
 use tokio::time::{sleep, timeout};
@@ -25,12 +27,15 @@ const LOOK: Duration = Duration::from_millis(300);
 const UPLOAD_BYTES: usize = 20 << 20;
 /// Moments of an upload are within this, from its start until it is taken.
 const UPLOAD_MS: u64 = 4000;
+/// The same of an upgrade, which looks on for ten seconds after it has started everything anew.
+const UPGRADE_MS: u64 = 40_000;
 
 /// What goes on when the power fails.
 #[derive(Clone, Copy, Debug)]
 enum During {
     Boot,
     Upload,
+    Upgrade,
 }
 
 #[tokio::test]
@@ -73,6 +78,7 @@ struct Victim {
     host: Ssh,
     line: String,
     random: Random,
+    maker: Maker,
     vm: Option<Booted>,
     /// Whether it has come up once: then its line is on its disk.
     has_line: bool,
@@ -91,6 +97,7 @@ impl Victim {
             line: example.line(&host)?,
             host,
             random: Random(seed),
+            maker: Maker::new().await?,
             vm: None,
             has_line: false,
             boot: Duration::from_secs(30),
@@ -101,14 +108,16 @@ impl Victim {
     async fn suffer(&mut self) -> anyhow::Result<()> {
         for number in 0..CUTS {
             // The first boot of all makes keys and more: it is cut in any case.
-            let during = match self.random.below(2) {
+            let during = match self.random.below(3) {
                 _ if number == 0 => During::Boot,
                 0 => During::Boot,
-                _ => During::Upload,
+                1 => During::Upload,
+                _ => During::Upgrade,
             };
             let cut = match during {
                 During::Boot => self.cut_while_booting().await,
                 During::Upload => self.cut_while_uploading().await,
+                During::Upgrade => self.cut_while_upgrading(number).await,
             };
             cut.with_context(|| format!("cut {number}, {during:?}"))?;
             self.boot_succeeds()
@@ -125,15 +134,12 @@ impl Victim {
 
     /// Switches it on. It still runs when the test has only looked at it.
     async fn power_on(&mut self) -> anyhow::Result<&Booted> {
-        let vm = match self.vm.take() {
-            Some(vm) => {
-                vm.cut_power().await?;
-                vm.start_again().await?
-            }
-            None => {
-                let vm = Vm::new(Format::Qcow2).net(&self.site.net);
-                self.example.nics().into_iter().fold(vm, Vm::nic).start().await?
-            }
+        let vm = if let Some(vm) = self.vm.take() {
+            vm.cut_power().await?;
+            vm.start_again().await?
+        } else {
+            let vm = Vm::new(Format::Qcow2).net(&self.site.net);
+            self.example.nics().into_iter().fold(vm, Vm::nic).start().await?
         };
         Ok(self.vm.insert(vm))
     }
@@ -182,6 +188,23 @@ impl Victim {
         self.vm.as_ref().context("it runs")?.cut_power().await
     }
 
+    /// From the first byte of the upload until after the new programs have been watched.
+    async fn cut_while_upgrading(&mut self, number: u32) -> anyhow::Result<()> {
+        let moment = self.random.below(UPGRADE_MS);
+        self.told(format!("cut {moment} ms into an upgrade"));
+        // Each is newer than what may run: the one before may have been confirmed.
+        let bundle = self.maker.bundle(&format!("0.1.{}", number + 1), None).await?;
+        let vm = self.vm.as_ref().context("it runs")?;
+        vm.agent_up(BOOT_LIMIT).await?;
+        vm.write(TRUSTED_KEY, &self.maker.public_key()?).await?;
+        let upgrade = async {
+            let _ = self.host.upload(&[&bundle], "/var/cache/cloud/", false).await;
+            std::future::pending::<()>().await;
+        };
+        let _ = timeout(Duration::from_millis(moment), upgrade).await;
+        vm.cut_power().await
+    }
+
     /// It comes up, sshd answers, its version answer is whole.
     async fn boot_succeeds(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
@@ -212,6 +235,12 @@ impl Victim {
             .run("find /etc/ssh /root/.ssh /var/lib/sysvm -type f -empty")
             .await?;
         ensure!(empty.is_empty(), "these files have lost their contents: {empty}");
+        let upgrade = self.host.run("agent upgrade --status --json").await?;
+        let upgrade: Value = serde_json::from_str(&upgrade)?;
+        ensure!(
+            upgrade["pending"].is_null(),
+            "an upgrade is neither confirmed nor taken back: {upgrade}"
+        );
         let failed = self.host.run("systemctl --failed --no-legend --plain").await?;
         ensure!(failed.is_empty(), "failed units: {failed}");
         let took = started.elapsed();

@@ -2,16 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use platform::exec::Cmd;
-use platform::files::replace;
 use serde_json::Value;
+use system_tests::bundle::{Maker, TRUSTED_KEY, UPLOADED};
 use system_tests::management::ManagementServer;
-use system_tests::programs::{built, target_dir};
 use system_tests::site::{Example, Site};
 use system_tests::vm::{BOOT_LIMIT, Booted, Format, Ssh, Vm};
 use system_tests::wait;
@@ -20,57 +16,6 @@ const NAME: &str = "s-1-VM";
 const SERVER: &str = "192.0.2.10";
 /// For an upgrade under emulation: it waits for services, and looks on for ten seconds.
 const LIMIT: Duration = Duration::from_mins(6);
-const UPLOADED: &str = "sysvm-bundle";
-
-/// Makes bundles of the programs of the image.
-struct Maker {
-    directory: tempfile::TempDir,
-}
-
-impl Maker {
-    async fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let key = directory.path().join("upgrade.key");
-        Cmd::new(built("image-builder"))
-            .args(["sign", "--new-key", "--no-password", "--key"])
-            .arg(key)
-            .run()
-            .await
-            .unwrap();
-        Self { directory }
-    }
-
-    fn public_key(&self) -> Vec<u8> {
-        fs::read(self.directory.path().join("upgrade.pub")).unwrap()
-    }
-
-    /// A bundle of this version, with one program of its own; its file.
-    async fn bundle(&self, version: &str, other: Option<(&str, &str)>) -> PathBuf {
-        let programs = self.directory.path().join(version);
-        fs::create_dir(&programs).unwrap();
-        for name in ["agent", "console-proxy", "ssvm"] {
-            let from = target_dir().join("image-parts/programs").join(name);
-            fs::copy(from, programs.join(name)).unwrap();
-        }
-        if let Some((name, script)) = other {
-            let _ = replace(programs.join(name), script, 0o755).unwrap();
-        }
-        let file = programs.join(UPLOADED);
-        Cmd::new(built("image-builder"))
-            .args(["bundle", "--version", version, "--programs"])
-            .arg(&programs)
-            .arg("--key")
-            .arg(self.directory.path().join("upgrade.key"))
-            .arg("--output")
-            .arg(&file)
-            .time_limit(Duration::from_mins(3))
-            .run()
-            .await
-            .unwrap();
-        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
-        file
-    }
-}
 
 struct Zone {
     host: Ssh,
@@ -130,20 +75,17 @@ impl Zone {
 
 #[tokio::test]
 async fn a_vm_takes_new_programs_refuses_bad_ones_and_loses_nothing_in_a_power_cut() {
-    let maker = Maker::new().await;
+    let maker = Maker::new().await.unwrap();
     let zone = Zone::start().await;
     assert_eq!(zone.runs().await, "/usr/lib/sysvm/bin/ssvm");
 
     // Nobody is trusted unless the image says so.
-    let good = maker.bundle("0.1.1", None).await;
+    let good = maker.bundle("0.1.1", None).await.unwrap();
     zone.upload(&good, "/root/").await;
     let upgrade = "agent upgrade /root/sysvm-bundle";
     let refused = zone.host.exec(upgrade, b"").await.unwrap();
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    zone.vm
-        .write("/etc/sysvm/upgrade-keys/test.pub", &maker.public_key())
-        .await
-        .unwrap();
+    zone.vm.write(TRUSTED_KEY, &maker.public_key().unwrap()).await.unwrap();
 
     // A session that is open stays open, and the management server has the VM again.
     let session = zone.host.clone();
@@ -164,7 +106,7 @@ async fn a_vm_takes_new_programs_refuses_bad_ones_and_loses_nothing_in_a_power_c
 
     // A program that starts, and then does not run. By an upload, as a host would do it.
     let script = "#!/bin/bash\ntest \"$1\" = --version && exit 0\nexit 1\n";
-    let broken = maker.bundle("0.1.2", Some(("ssvm", script))).await;
+    let broken = maker.bundle("0.1.2", Some(("ssvm", script))).await.unwrap();
     zone.upload(&broken, "/var/cache/cloud/").await;
     let status = zone.ended("rolled-back").await;
     assert!(
@@ -180,7 +122,7 @@ async fn a_vm_takes_new_programs_refuses_bad_ones_and_loses_nothing_in_a_power_c
     assert!(kept.trim().parse::<u32>().unwrap() <= 2, "{kept}");
 
     // The power goes away while the next one is tried.
-    let next = maker.bundle("0.1.3", None).await;
+    let next = maker.bundle("0.1.3", None).await.unwrap();
     zone.upload(&next, "/var/cache/cloud/").await;
     wait::until("it is tried", LIMIT, async || {
         let status = zone.status().await?;

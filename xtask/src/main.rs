@@ -8,8 +8,8 @@
 mod assets;
 mod guest;
 mod image;
+mod lanes;
 mod steps;
-mod tests;
 mod tools;
 mod up;
 
@@ -111,7 +111,7 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
                 steps
                     .run("image", async { image::ensure(&image).await.map(drop) })
                     .await;
-                steps.run("test", tests::run()).await;
+                steps.run("test", lanes::run()).await;
             }
         }
         Task::Assets { install } => {

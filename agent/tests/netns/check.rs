@@ -82,7 +82,13 @@ async fn an_ssvm_knows_what_of_its_network_works_and_what_does_not() {
     let _server = management.inside(|| TcpListener::bind(server)).unwrap();
     let _ssh = machine.inside(|| TcpListener::bind("169.254.14.87:3922")).unwrap();
 
-    let report = check(&machine, &root).await;
+    // The kernel tells up to a second later that a wire has two ends.
+    let mut report = check(&machine, &root).await;
+    for _ in 0..3 {
+        if of(&report, "nics").iter().any(|(_, outcome)| *outcome != Outcome::Ok) {
+            report = check(&machine, &root).await;
+        }
+    }
     let gateways = ["192.0.2.1", "198.51.100.1", "203.0.113.1"];
     assert_eq!(
         of(&report, "nics"),

@@ -68,7 +68,8 @@ pub async fn ports(net: &Net, addresses: &[&str]) -> anyhow::Result<BTreeSet<Por
     Ok(found)
 }
 
-/// One line of `-oG`: `Host: 192.0.2.21 ()	Ports: 3922/open/tcp//ssh///, 80/closed/tcp//http///	Ignored State: …`.
+/// One line of `-oG`, whose fields have tabs between them:
+/// `Host: 192.0.2.21 ()`, `Ports: 3922/open/tcp//ssh///, 80/closed/tcp//http///`, `Ignored State: …`.
 fn parse(line: &str) -> anyhow::Result<Vec<Port>> {
     let read = || {
         let address = line.strip_prefix("Host: ")?.split(' ').next()?;

@@ -139,7 +139,8 @@ impl Ssh {
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
         ];
-        let options = fixed.into_iter().chain(self.options.iter().map(String::as_str));
+        // Of two values for one option the first counts: the test's.
+        let options = self.options.iter().map(String::as_str).chain(fixed);
         Cmd::new(program)
             .args(["-F", "none", "-i"])
             .arg(self.key())

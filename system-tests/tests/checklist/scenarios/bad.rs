@@ -3,19 +3,15 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use serde_json::Value;
 use system_tests::site::{Example, Site};
-use system_tests::vm::{BOOT_LIMIT, Booted, Ssh};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::time::timeout;
+use system_tests::vm::guest_channel::{BootProgress, GuestChannel, PORT};
+use system_tests::vm::{BOOT_LIMIT, Ssh};
 
 use crate::board::{Lane, Report};
 use crate::checks::Check;
 use crate::steps::{eventually, like, ready};
 
 const VM: Example = Example::ConsoleProxy;
-/// Of our guest channel.
-const PORT: &str = "org.sysvm.agent.0";
 const LIMIT: Duration = Duration::from_mins(1);
 /// A program that starts again and again has done so a few times by then.
 const CALM: Duration = Duration::from_secs(20);
@@ -33,13 +29,13 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     let vm = like(VM, &site).port(PORT).boot().await?;
     let all = async {
         vm.pass_cmdline(&bad).await?;
-        let told = eventually("the problems on the guest channel", LIMIT, async || {
-            let told = heard(&vm).await?;
-            let missing: Vec<_> = PROBLEMS.iter().filter(|problem| !told.contains(*problem)).collect();
-            ensure!(missing.is_empty(), "{missing:?} is not in {told}");
-            Ok(told)
-        })
-        .await?;
+        let mut channel = GuestChannel::connect(&vm).await?;
+        let tells_all = |progress: &BootProgress| {
+            let told = progress.problem.as_deref().unwrap_or_default();
+            PROBLEMS.iter().all(|problem| told.contains(problem))
+        };
+        let told = channel.boot_until(LIMIT, tells_all).await?;
+        let told = told.problem.unwrap_or_default();
         ensure!(!told.contains("keystore_password=W"), "a secret is told: {told}");
         let screen = eventually("the problems on the screen", LIMIT, async || {
             // What the virtual terminal shows, as the kernel has it.
@@ -79,22 +75,4 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     };
     report.check(Check::BadLine, Some(&vm), all).await;
     Ok(())
-}
-
-/// What the guest channel says of the boot.
-async fn heard(vm: &Booted) -> anyhow::Result<String> {
-    let channel = vm.port(PORT).await?;
-    let mut lines = BufReader::new(channel).lines();
-    loop {
-        let Some(line) = timeout(LIMIT, lines.next_line()).await?? else {
-            anyhow::bail!("the guest channel has ended");
-        };
-        // QEMU may hand over the end of a line that somebody before us has begun to read.
-        let Ok(message) = serde_json::from_str::<Value>(&line) else {
-            continue;
-        };
-        if message["__name__"] == "boot-progress" {
-            return Ok(message.to_string());
-        }
-    }
 }

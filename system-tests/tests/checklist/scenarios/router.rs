@@ -15,7 +15,7 @@ use crate::steps::{exits, only_open, units_are};
 
 const VM: Example = Example::Router;
 /// Item 21: of the version answer, which waits for the end of the boot.
-const VERSION_LIMIT: Duration = Duration::from_secs(240);
+const VERSION_LIMIT: Duration = Duration::from_mins(4);
 
 pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
     let site = Site::new().await?;

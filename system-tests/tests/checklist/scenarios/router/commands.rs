@@ -120,7 +120,7 @@ pub(super) async fn configuration_is_refused(host: &Ssh) -> anyhow::Result<()> {
 pub(super) async fn a_read_only_file_system_is_noticed(host: &Ssh) -> anyhow::Result<()> {
     exits(host, "mount --bind /root /root && mount -o remount,bind,ro /root", 0).await?;
     let said = exits(host, &format!("{BIN}/filesystem_writable_check.py"), 1).await;
-    exits(host, "umount /root", 0).await?;
+    exits(host, "cd / && umount /root", 0).await?;
     let said = said?;
     ensure!(said.contains("Read-only file system"), "it says {said:?}");
     exits(host, &format!("{BIN}/filesystem_writable_check.py"), 0)

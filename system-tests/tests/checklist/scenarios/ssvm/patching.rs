@@ -79,8 +79,9 @@ impl Uploads {
     }
 
     fn signature(&self) -> String {
-        let digest = Sha512::digest(&self.tgz);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        let digits = Sha512::digest(&self.tgz);
+        let digits: Vec<_> = digits.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits.concat()
     }
 }
 
