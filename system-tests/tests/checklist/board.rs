@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -180,18 +180,22 @@ pub(crate) fn run(board: &Arc<Board>, scenarios: Vec<&'static Scenario>) -> Runn
     board.change(|state| state.scenarios.clone_from(&scenarios));
     let start = |scenario: &'static Scenario| {
         let board = Arc::clone(board);
-        let work = move || run_one(&board, scenario);
+        let (queued, is_queued) = mpsc::channel();
+        let work = move || run_one(&board, scenario, &queued);
         let thread = thread::Builder::new().name(format!("checklist-{}", scenario.name));
-        thread.spawn(work).expect("a thread can be started")
+        let thread = thread.spawn(work).expect("a thread can be started");
+        let _ = is_queued.recv(); // the next one stands behind it
+        thread
     };
     Running(scenarios.into_iter().map(start).collect())
 }
 
-fn run_one(board: &Arc<Board>, scenario: &'static Scenario) {
+fn run_one(board: &Arc<Board>, scenario: &'static Scenario, queued: &mpsc::Sender<()>) {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime can be made");
     let ended = runtime.block_on(async {
-        let lane = Lane::enter().await;
+        // The first is polled first.
+        let (lane, _) = tokio::join!(Lane::enter(), async { queued.send(()) });
         let started = Instant::now();
         let report = Report {
             scenario: scenario.name,

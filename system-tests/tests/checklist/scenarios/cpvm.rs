@@ -33,6 +33,11 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     ready(&host).await?;
 
     report.item(26, &vm, units_are(&host, &[("cloud", true)])).await;
+    // The second of its list is the only one that is there; then none; then the first.
+    let mut server = ManagementServer::start(&site.net, "192.0.2.11", &[]).await?;
+    let second = server.agent_up(NAME, UP_LIMIT).await;
+
+    // It serves browsers once the server has told it to.
     let console = async {
         eventually("the listener for browsers", OPEN_LIMIT, async || {
             ensure!(site.is_open(PUBLIC, 8080)?, "8080 is closed at {PUBLIC}");
@@ -61,10 +66,6 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     };
     report.check(Check::Ports, Some(&vm), ports).await;
 
-    // The second of its list is the only one that is there; then none; then the first.
-    let mut server = ManagementServer::start(&site.net, "192.0.2.11", &[]).await?;
-    let rotates = async { server.agent_up(NAME, UP_LIMIT).await };
-    let second = rotates.await;
     server.kill();
     report.wait_idle(&mut lane, DOWN).await;
     server.start_again("192.0.2.10", &[]).await?;
