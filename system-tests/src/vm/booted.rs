@@ -118,6 +118,8 @@ impl Booted {
     /// # Errors
     /// It does not within `limit`, or QEMU ends.
     pub async fn agent_up(&self, limit: Duration) -> anyhow::Result<()> {
+        // QEMU serves one connection at a time: an earlier one of ours would be in the way.
+        *self.agent.lock().await = None;
         let answers = async {
             let mut agent = GuestAgent::connect(&self.places.guest_agent(), SOCKET_LIMIT).await?;
             agent.up(limit).await?;
