@@ -308,9 +308,11 @@ impl Hardware {
 
     fn disk(&self, places: &Places, words: &mut Words) {
         let disk = shown(&places.disk());
+        // The file is this VM's alone. QEMU's lock on it outlives a QEMU that was killed for a moment, in which the next one
+        // would not start.
         words.option(
             "-drive",
-            format!("if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file={disk}"),
+            format!("if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file={disk},file.locking=off"),
         );
         let controller = match self.bus {
             Bus::Virtio | Bus::Ide => None,
@@ -390,7 +392,7 @@ mod tests {
             words,
             "-machine pc -accel tcg,thread=multi -cpu max -m 512 -smp 1 -nodefaults -vga std -display none \
              -serial file:/run/a,,b/console.log -qmp unix:/run/a,,b/monitor,server=on,wait=off -no-reboot \
-             -drive if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file=/run/a,,b/disk.qcow2 \
+             -drive if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file=/run/a,,b/disk.qcow2,file.locking=off \
              -device virtio-blk-pci,drive=disk,bootindex=0 -device virtio-serial-pci \
              -chardev socket,id=agent,server=on,wait=off,path=/run/a,,b/guest-agent \
              -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0 \
