@@ -29,6 +29,8 @@ const RUN_LIMIT: Duration = Duration::from_mins(1);
 const SOCKET_LIMIT: Duration = Duration::from_secs(30);
 /// For the guest to let go of a NIC.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
+/// For a killed QEMU to be gone, and reaped by whoever does that here.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A running VM. Dropping it kills it.
@@ -107,8 +109,14 @@ impl Booted {
     pub async fn cut_power(&self) -> anyhow::Result<()> {
         let mut qemu = self.qemu.lock().await;
         if let Some(group) = qemu.id().and_then(|id| i32::try_from(id).ok()) {
-            killpg(Pid::from_raw(group), Signal::SIGKILL).context("killing QEMU")?;
+            let group = Pid::from_raw(group);
+            killpg(group, Signal::SIGKILL).context("killing QEMU")?;
             qemu.wait().await?;
+            // That was the program that keeps QEMU on its leash. QEMU itself has the disk until it is gone, too.
+            let started = Instant::now();
+            while killpg(group, None).is_ok() && started.elapsed() < GONE_LIMIT {
+                sleep(LOOK).await;
+            }
         }
         Ok(())
     }
