@@ -88,7 +88,11 @@ async fn consoles_go_to_the_proxy_that_somebody_has_started() {
     let first = ByHand::console_proxy(&zone, 7, 6099);
     let host = up(&zone, "v-7-VM").await;
     assert_eq!(host.proxy_port.map(u16::from), Some(6099));
-    let endpoint = consoles.create(&vm, &creator(), None).await.unwrap();
+    // Its host is Up a moment before it may have sessions.
+    let endpoint = until("a console goes to it", async || {
+        consoles.create(&vm, &creator(), None).await.ok()
+    })
+    .await;
     assert!(
         endpoint
             .url
