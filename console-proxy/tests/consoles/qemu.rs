@@ -50,8 +50,16 @@ impl Qemu {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
             .spawn(files.path().join("log"))
             .unwrap();
-        until("QEMU has its socket", || qmp.exists()).await;
-        let (read, commands) = UnixStream::connect(qmp).await.unwrap().into_split();
+        // The socket's file is there before QEMU listens on it.
+        let mut connection = None;
+        until("QEMU listens", || {
+            connection = std::os::unix::net::UnixStream::connect(&qmp).ok();
+            connection.is_some()
+        })
+        .await;
+        let connection = connection.unwrap();
+        connection.set_nonblocking(true).unwrap();
+        let (read, commands) = UnixStream::from_std(connection).unwrap().into_split();
         let mut qemu = Self {
             _running: running,
             lines: BufReader::new(read).lines(),
