@@ -3,11 +3,15 @@
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
+use ipnet::Ipv4Net;
+use protocol::boot::MacAddr;
 use protocol::secret::Secret;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::ca::Issued;
@@ -37,6 +41,29 @@ pub trait Driver: Send + Sync + 'static {
     /// The end of what it printed, for a person who asks why.
     fn last_words(&self, name: &str) -> Option<String>;
 
+    /// Restarts what runs in it, without powering it off: the same machine, the same boot arguments.
+    fn reboot<'a>(&'a self, vm: &'a VmSpec) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.stop(&vm.name).await?;
+            self.start(vm).await
+        })
+    }
+
+    /// How far its start is and what stands in the way, as far as the driver can look inside.
+    fn progress(&self, _name: &str) -> Option<Progress> {
+        None
+    }
+
+    /// What it uses of this machine.
+    fn usage(&self, _name: &str) -> Option<Usage> {
+        None
+    }
+
+    /// Where its screen is, while it is on.
+    fn screen(&self, _name: &str) -> Option<Screen> {
+        None
+    }
+
     /// Changes when the power of any VM has changed without being asked for.
     fn changes(&self) -> watch::Receiver<u64>;
 }
@@ -59,8 +86,102 @@ pub struct VmSpec {
     pub purpose: Purpose,
     /// Its boot arguments.
     pub boot_args: Secret<String>,
-    /// Its certificate and key, for drivers that hand files over; a real VM gets them by ssh.
-    pub identity: Issued,
+    /// Its certificate and key, for drivers that hand files over; a real VM gets them by ssh. A user's VM has none.
+    pub identity: Option<Issued>,
+    /// Its NICs, in the order of its devices: the first is eth0. A process has none.
+    pub nics: Vec<Nic>,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Of its screen; at most eight characters count (RFC 6143 §7.2.2).
+    pub vnc_password: Secret<String>,
+}
+
+/// A NIC of a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Nic {
+    /// The network it is in.
+    pub traffic: Traffic,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its address in that network, with the length of the prefix.
+    pub address: Option<Ipv4Net>,
+    /// Its gateway, where it has the default route.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// The networks of a zone (management.md §1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Traffic {
+    /// Link-local: the host's way in.
+    Control,
+    /// Agents and their server.
+    Management,
+    /// Everybody.
+    Public,
+    /// Stores.
+    Storage,
+    /// VMs of users.
+    Guest,
+}
+
+/// How far the start of a VM is. It is kept while the VM is on: it also says what is wrong later.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Progress {
+    /// In the order in which they began: those of the driver (`qemu`, `guest agent`, `boot arguments`, `ssh`, `files`,
+    /// `certificate`) and those that the VM tells of itself (docs/guest-channel.md).
+    pub steps: Vec<Step>,
+    /// What stands in the way, with what to do.
+    pub problem: Option<String>,
+}
+
+/// A step of a start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// How it is.
+    pub outcome: Outcome,
+    /// When it came to this.
+    pub at: OffsetDateTime,
+    /// More, for people.
+    pub detail: String,
+}
+
+/// How a step is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It goes on.
+    Running,
+    /// It waits for somebody else.
+    Waiting,
+    /// It is over.
+    Done,
+    /// It has failed; it may be tried again.
+    Failed,
+}
+
+/// What a VM uses. Counters begin anew with each start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Usage {
+    /// Processor time.
+    pub cpu: Duration,
+    /// Memory of this machine.
+    pub memory: u64,
+    /// Bytes that came to its NICs.
+    pub received: u64,
+    /// Bytes that its NICs sent.
+    pub sent: u64,
+}
+
+/// Where a screen is, as console proxies reach it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Screen {
+    /// Where.
+    pub address: SocketAddr,
+    /// RFB's VncAuth.
+    pub password: Secret<String>,
 }
 
 /// What a system VM is for, with what an ordinary program must know besides the boot arguments.
@@ -75,6 +196,11 @@ pub enum Purpose {
     SecondaryStorage {
         /// Stores that are directories of this machine: their URLs, and where they are.
         stores: Vec<(String, PathBuf)>,
+    },
+    /// A VM of a user.
+    User {
+        /// Its root disk.
+        disk: PathBuf,
     },
 }
 
@@ -97,6 +223,9 @@ pub enum DriverError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A VM of a user.
+    #[error("{0} needs a virtual machine; start the server with --driver qemu")]
+    NotAProcess(String),
     /// Its settings have no text form.
     #[error("cannot write the settings of {0}")]
     Settings(String, #[source] toml::ser::Error),

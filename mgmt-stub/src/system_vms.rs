@@ -594,7 +594,12 @@ impl SystemVms {
             name: vm.name.clone(),
             purpose,
             boot_args,
-            identity,
+            identity: Some(identity),
+            // A process has this machine's.
+            nics: Vec::new(),
+            cpus: 1,
+            memory_mib: 0,
+            vnc_password: Secret::new(String::new()),
         })
     }
 

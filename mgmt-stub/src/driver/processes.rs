@@ -177,6 +177,9 @@ impl Processes {
     /// Writes everything the program reads, and starts it.
     fn launch(&self, vm: &VmSpec) -> Result<Detached, DriverError> {
         let name = vm.name.as_str();
+        let Some(identity) = &vm.identity else {
+            return Err(DriverError::NotAProcess(name.to_owned()));
+        };
         let (state, agent) = (self.path(name, "state")?, self.path(name, "state/agent")?);
         for directory in [&self.path(name, "")?, &state, &agent] {
             make_directory(directory)?;
@@ -203,14 +206,15 @@ impl Processes {
                 };
                 (&self.inner.programs.ssvm, &agent, toml::to_string(&settings))
             }
+            Purpose::User { .. } => return Err(DriverError::NotAProcess(name.to_owned())),
         };
         let text = settings.map_err(|error| DriverError::Settings(name.to_owned(), error))?;
         let settings = self.path(name, "settings.toml")?;
         let _ = files::replace(&settings, text, 0o600)?;
-        let signed = &vm.identity.signed;
+        let signed = &identity.signed;
         // The order in which a key store stays readable: agent/src/keystore.rs.
         let _ = files::replace(keys.join("cloud.ca.crt"), &signed.ca, 0o644)?;
-        let _ = files::replace(keys.join("cloud.key"), vm.identity.private_key.expose(), 0o600)?;
+        let _ = files::replace(keys.join("cloud.key"), identity.private_key.expose(), 0o600)?;
         let _ = files::replace(keys.join("cloud.crt"), &signed.certificate, 0o644)?;
 
         let log = self.path(name, "log")?;
