@@ -2,3 +2,5 @@
 //!
 //! It knows nothing of CloudStack's model: names, networks and disks come from the caller, and nothing is remembered but
 //! what is in the files and the kernel. Everything outlives the caller and is found again by the next one.
+
+pub mod network;
