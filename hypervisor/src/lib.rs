@@ -4,3 +4,5 @@
 //! what is in the files and the kernel. Everything outlives the caller and is found again by the next one.
 
 pub mod network;
+pub mod nfs;
+pub mod ssh;
