@@ -5,4 +5,5 @@
 
 pub mod network;
 pub mod nfs;
+pub mod relay;
 pub mod ssh;
