@@ -14,6 +14,7 @@
 //! | [`host_status`] | what is believed of a host |
 //! | [`zone`] | what a zone does: the parts below, together |
 //! | [`scanner`] | which system VMs a zone lacks |
+//! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
 //! | [`boot_line`] | what a system VM is told at its start |
@@ -63,6 +64,7 @@ pub mod metrics;
 pub mod page;
 pub mod password;
 mod random;
+pub mod restart_budget;
 pub mod scanner;
 pub mod server;
 mod session;
