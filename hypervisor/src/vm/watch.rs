@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::ended::Ended;
-use super::{Places, limits};
+use super::{Places, limits, logs};
 use crate::machine::Machine;
 use crate::qmp::{Event, Events, Qmp, Shutdown};
 
@@ -19,6 +19,8 @@ use crate::qmp::{Event, Events, Qmp, Shutdown};
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between two connections, and between two looks at a process that is not our child.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks how long the logs are.
+const LOGS: Duration = Duration::from_secs(10);
 /// For the last words of a QEMU that has ended to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Events that a subscriber has not taken yet.
@@ -151,6 +153,7 @@ impl Task {
             tokio::select! {
                 status = qemu.ended() => break status,
                 () = self.listen(&mut first) => {}
+                () = sleep(LOGS) => logs::shorten(&self.places),
             }
         };
         // QEMU has said why before it was gone, perhaps.
