@@ -23,7 +23,7 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// An empty disk, and a place for a VM. What runs there ends with it.
 struct Host {

@@ -50,7 +50,7 @@ pub(super) struct State {
 
 /// Whose end is waited for.
 enum Qemu {
-    Child(Detached),
+    Child(Box<Detached>),
     Found(Process),
 }
 
@@ -64,7 +64,7 @@ struct Task {
 impl Watcher {
     /// Of a VM that we have just started.
     pub(super) fn of_new(machine: &Arc<Machine>, places: &Places, child: Detached, qmp: Qmp, events: Events) -> Self {
-        Self::new(machine, places, Qemu::Child(child), Some((qmp, events)))
+        Self::new(machine, places, Qemu::Child(Box::new(child)), Some((qmp, events)))
     }
 
     /// Of one that runs.

@@ -1,6 +1,6 @@
 //! This machine as a hypervisor's host, with the image: a VM that outlives who started it, heard and asked by the next one.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::time::{Duration, Instant};
 
