@@ -9,6 +9,7 @@
 //! | [`vm`] | a QEMU that runs on its own: start, adopt, stop, watch |
 //! | [`accelerator`] | whether KVM works here |
 //! | [`disk`] | image files: what they are, and overlays on them |
+//! | [`network`] | bridges and taps in a network namespace of their own |
 //! | [`qmp`] | QEMU's monitor |
 //! | [`guest_agent`] | the guest agent of QEMU |
 //! | [`guest_channel`] | the host's end of the guest channel |
@@ -18,6 +19,7 @@ pub mod disk;
 pub mod guest_agent;
 pub mod guest_channel;
 pub mod machine;
+pub mod network;
 pub mod qmp;
 pub mod vm;
 
