@@ -16,6 +16,7 @@
 //! | [`scanner`] | which system VMs a zone lacks |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
+//! | [`host`] | keeps the disks of VMs, as a KVM host does |
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
 //! | [`downloads`] | brings templates to image stores |
@@ -53,6 +54,7 @@ pub mod download_state;
 pub mod downloads;
 pub mod driver;
 pub mod hooks;
+pub mod host;
 pub mod host_status;
 pub mod instance_state;
 pub mod jobs;
