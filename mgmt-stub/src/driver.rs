@@ -2,10 +2,12 @@
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
+use std::fmt;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -69,6 +71,21 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// The VMs that it has something of, whether they are on or off.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Since when a VM that is on does not answer who runs it: it hangs, or was halted. `None`: it answers.
+    fn silent_since(&self, _name: &str) -> Option<OffsetDateTime> {
+        None
+    }
+
+    /// Starts that it takes at the same time; more of them wait.
+    fn parallel_starts(&self) -> usize {
+        2
+    }
+
     /// Changes when the power of any VM has changed without being asked for.
     fn changes(&self) -> watch::Receiver<u64>;
 }
@@ -130,6 +147,46 @@ pub enum Traffic {
     /// VMs of users.
     Guest,
 }
+
+impl Traffic {
+    /// CloudStack's spelling of traffic types.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Control => "Control",
+            Self::Management => "Management",
+            Self::Public => "Public",
+            Self::Storage => "Storage",
+            Self::Guest => "Guest",
+        }
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Traffic {
+    type Err = BadTraffic;
+
+    fn from_str(text: &str) -> Result<Self, BadTraffic> {
+        let known = [
+            Self::Control,
+            Self::Management,
+            Self::Public,
+            Self::Storage,
+            Self::Guest,
+        ];
+        let found = known.into_iter().find(|traffic| traffic.as_str() == text);
+        found.ok_or_else(|| BadTraffic(text.to_owned()))
+    }
+}
+
+/// The text is no type of traffic.
+#[derive(PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is not a type of traffic; there are Control, Management, Public, Storage and Guest")]
+pub struct BadTraffic(String);
 
 /// How far the start of a VM is. It is kept while the VM is on: it also says what is wrong later.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

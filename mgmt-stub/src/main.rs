@@ -437,6 +437,8 @@ fn place(arguments: &Serve, listening: SocketAddr) -> Place {
         servers: if hosts.is_empty() { vec![own] } else { hosts },
         port: listening.port(),
         console: arguments.console_listen,
+        authorized_key: None,
+        networks: None,
     }
 }
 

@@ -35,9 +35,15 @@ use crate::random;
 use crate::scanner::{self, Action, Member, PoolSettings, Restart, RestartBudget, Role};
 use crate::store::event::{EventState, Level, NewEvent};
 use crate::store::host::Host;
-use crate::store::id::{AccountId, InstanceId, PodId, UserId, ZoneId};
+use crate::store::id::{AccountId, InstanceId, UserId};
 use crate::store::instance::{Instance, InstanceType, NewInstance};
 use crate::store::{Store, StoreError};
+
+mod diagnosis;
+mod place;
+
+pub use diagnosis::Diagnosis;
+pub use place::{AddressRange, BadZoneCidr, Network, Networks, Place};
 
 /// The account that system VMs belong to, and the user who does what nobody asked for.
 const SYSTEM: (AccountId, UserId) = (AccountId(1), UserId(1));
@@ -45,21 +51,6 @@ const SYSTEM: (AccountId, UserId) = (AccountId(1), UserId(1));
 const LINK_LIMIT: Duration = Duration::from_secs(5);
 /// After an error of the store.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-
-/// Where system VMs live and whom they talk to.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The zone.
-    pub zone: ZoneId,
-    /// Its pod.
-    pub pod: PodId,
-    /// Management servers as agents reach them.
-    pub servers: Vec<String>,
-    /// Their port for agents.
-    pub port: u16,
-    /// Where the first console proxy serves browsers; further ones take the next ports.
-    pub console: SocketAddr,
-}
 
 /// Why something could not be done with a system VM.
 #[derive(Debug, thiserror::Error)]
@@ -605,6 +596,15 @@ impl SystemVms {
             cpus: 1,
             memory_mib: 0,
             vnc_password: Secret::new(String::new()),
+        })
+    }
+
+    /// Why a system VM is not of use now; `None` when it is.
+    pub fn diagnose(&self, vm: &Instance, host: Option<&Host>) -> Option<Diagnosis> {
+        self.why_not_up(vm, host).map(|reason| Diagnosis {
+            reason,
+            what_to_do: None,
+            since: vm.since,
         })
     }
 

@@ -141,6 +141,8 @@ impl TestZone {
             servers: vec!["127.0.0.1".into()],
             port,
             console: "127.0.0.1:6080".parse().unwrap(),
+            authorized_key: None,
+            networks: None,
         };
         let agents = server.agents();
         let shared = Arc::new(driver.clone());
