@@ -303,10 +303,16 @@ impl Vm {
             return Ok(ended);
         }
         warn!(vm = self.machine.name, ?grace, "VM does not power off by itself");
-        // Unlike a kill, this writes what QEMU has not written yet.
-        let quit = async { Ok::<_, VmError>(self.qmp().await?.call_within(RESPONSE_LIMIT, "quit", json!({})).await?) };
-        quit.await.ok();
-        if let Ok(ended) = timeout(QUIT_LIMIT, self.ended()).await {
+        // Unlike a kill, this writes what QEMU has not written yet. The answer may be lost when it ends.
+        let quit = async {
+            let qmp = self.qmp().await?;
+            Ok(qmp.call_within(RESPONSE_LIMIT, "quit", json!({})).await?)
+        };
+        let hangs = matches!(
+            quit.await,
+            Err(VmError::Silent(_) | VmError::Qmp(QmpError::Silent { .. }))
+        );
+        if !hangs && let Ok(ended) = timeout(QUIT_LIMIT, self.ended()).await {
             return Ok(ended);
         }
         self.kill().await

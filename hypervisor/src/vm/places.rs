@@ -32,7 +32,7 @@ impl Places {
 
     /// Which process its QEMU is: [`Process`] as text.
     pub fn process(&self) -> PathBuf {
-        self.0.join("process")
+        self.0.join("qemu-process")
     }
 
     /// What it is made of: [`Machine`](crate::machine::Machine) as JSON.
