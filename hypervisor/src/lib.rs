@@ -10,6 +10,8 @@
 //! | [`accelerator`] | whether KVM works here |
 //! | [`disk`] | image files: what they are, and overlays on them |
 //! | [`network`] | bridges and taps in a network namespace of their own |
+//! | [`nfs`] | an NFS server in such a namespace |
+//! | [`ssh`] | into VMs |
 //! | [`qmp`] | QEMU's monitor |
 //! | [`guest_agent`] | the guest agent of QEMU |
 //! | [`guest_channel`] | the host's end of the guest channel |
@@ -20,7 +22,9 @@ pub mod guest_agent;
 pub mod guest_channel;
 pub mod machine;
 pub mod network;
+pub mod nfs;
 pub mod qmp;
+pub mod ssh;
 pub mod vm;
 
 mod line;

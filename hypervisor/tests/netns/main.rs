@@ -5,3 +5,5 @@
 
 mod net;
 mod network;
+mod nfs;
+mod ssh;
