@@ -35,7 +35,7 @@ impl Zone {
         system_vms: Option<SystemVms>,
     ) -> (Self, Books) {
         let proxies = match &system_vms {
-            Some(_) => Proxies::Own,
+            Some(system_vms) => Proxies::Own(system_vms.place().console.ip()),
             None => Proxies::Connected,
         };
         let (consoles, books) = Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies);
