@@ -15,6 +15,10 @@
 //! | [`qmp`] | QEMU's monitor |
 //! | [`guest_agent`] | the guest agent of QEMU |
 //! | [`guest_channel`] | the host's end of the guest channel |
+//! | [`network`] | a network namespace with bridges, taps, and rules that keep VMs apart |
+//! | [`nfs`] | an NFS server in it |
+//! | [`relay`] | ports of the host that lead into it, and name servers for VMs |
+//! | [`ssh`] | commands and files for VMs |
 
 pub mod accelerator;
 pub mod disk;
@@ -24,6 +28,7 @@ pub mod machine;
 pub mod network;
 pub mod nfs;
 pub mod qmp;
+pub mod relay;
 pub mod ssh;
 pub mod vm;
 

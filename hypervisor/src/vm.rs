@@ -197,15 +197,13 @@ impl Vm {
         let qmp = places.qmp();
         let connected = tokio::select! {
             connected = Qmp::connect_and_listen(&qmp, START_LIMIT) => connected.map_err(VmError::from),
-            ended = detached.wait() => {
-                limits::remove(machine);
-                Err(ended_at_once(ended, &places))
-            }
+            ended = detached.wait() => Err(ended_at_once(ended, &places)),
         };
         let (qmp, events) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 process.stop(Duration::ZERO).await;
+                limits::remove(machine).await;
                 return Err(error);
             }
         };
@@ -224,14 +222,25 @@ impl Vm {
     /// QEMU, which may hang: [`Vm::responds`] tells.
     pub async fn adopt(directory: &Path) -> Result<Option<Self>, VmError> {
         let places = Places::new(directory);
-        let Some(process) = places.find().await else {
-            return Ok(None);
-        };
+        let process = places.find().await;
         let path = places.machine();
-        let text = files::read_limited(&path, MAX_FILE)?.ok_or_else(|| VmError::Forgotten {
-            directory: directory.to_owned(),
-            pid: process.pid(),
-        })?;
+        let text = files::read_limited(&path, MAX_FILE)?;
+        let (process, text) = match (process, text) {
+            (Some(process), Some(text)) => (process, text),
+            (Some(process), None) => {
+                return Err(VmError::Forgotten {
+                    directory: directory.to_owned(),
+                    pid: process.pid(),
+                });
+            }
+            (None, text) => {
+                // It ended while nobody watched.
+                if let Some(machine) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
+                    limits::remove(&machine).await;
+                }
+                return Ok(None);
+            }
+        };
         let machine: Machine = serde_json::from_slice(&text).map_err(|source| VmError::BadFile { path, source })?;
         let machine = Arc::new(machine);
         info!(vm = machine.name, pid = process.pid(), "VM found running");

@@ -365,6 +365,7 @@ async fn a_monitor_refuses_greets_one_and_answers_in_time() {
     let error = qmp.call("query-name", json!({})).await.unwrap_err();
     assert!(matches!(error, QmpError::Closed { .. }), "{error}");
     assert!(qmp.is_closed());
+    assert!(Vm::adopt(&host.vm()).await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ pub(super) fn tap_prefix(vm: &str) -> String {
 }
 
 /// Fowler, Noll and Vo: the same in each version of this program, which the standard library's hash is not.
-fn fnv1a(bytes: &[u8]) -> u32 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u32 {
     let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     bytes.iter().fold(0x811c_9dc5, step)
 }

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,6 +21,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info};
+
+use super::interface::fnv1a;
 
 /// Where ip-netns(8) keeps them.
 const DIRECTORY: &str = "/run/netns";
@@ -43,6 +46,16 @@ pub struct Name(String);
     "{0:?} is not a name for a network namespace; it needs 1 to 60 lower case letters, digits and `-`, and a letter first"
 )]
 pub struct BadName(String);
+
+impl Name {
+    /// The one that belongs to a directory, wherever it is called from: `sysvm-` and a digest of the path.
+    pub fn of_directory(directory: &Path) -> Self {
+        // One that is not there yet may come to have another path by a link in it: make it first.
+        let path = fs::canonicalize(directory).or_else(|_| std::path::absolute(directory));
+        let path = path.unwrap_or_else(|_| directory.to_owned());
+        Self(format!("sysvm-{:08x}", fnv1a(path.as_os_str().as_bytes())))
+    }
+}
 
 impl FromStr for Name {
     type Err = BadName;
@@ -407,5 +420,24 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> NamespaceE
         operation,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("zone"), directory.path().join("link"));
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let name = Name::of_directory(&path);
+        assert_eq!(Name::of_directory(&link), name);
+        assert_eq!(Name::of_directory(&path.join("../zone/.")), name);
+        assert_ne!(Name::of_directory(directory.path()), name);
+        assert_eq!(name.to_string().parse::<Name>(), Ok(name.clone()));
+        assert_eq!(name.to_string().len(), "sysvm-1f2e3d4c".len());
     }
 }

@@ -2,9 +2,11 @@
 //! end a VM before anything else when memory is short.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tracing::debug;
 
 use crate::accelerator::Accelerator;
@@ -17,6 +19,9 @@ const ENDED_FIRST: &str = "500";
 /// Of all groups of ours.
 const GROUP: &str = "sysvm";
 const MIB: u64 = 1024 * 1024;
+/// Tries to remove a group, and what is between them.
+const REMOVALS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(25);
 
 /// Limits a QEMU that has just started.
 pub(super) fn apply(machine: &Machine, pid: i32) {
@@ -25,10 +30,15 @@ pub(super) fn apply(machine: &Machine, pid: i32) {
     debug!(vm = machine.name, %error, is_ended_first = first.is_ok(), "No control group for a VM");
 }
 
-/// Removes the group of a VM that has ended.
-pub(super) fn remove(machine: &Machine) {
-    if let Some(hierarchy) = Hierarchy::find() {
-        fs::remove_dir(hierarchy.group(machine)).ok(); // there was none, or QEMU hangs in the kernel
+/// Removes the group of a VM that has ended. The kernel needs a moment to see that nobody is in it.
+pub(super) async fn remove(machine: &Machine) {
+    let Some(hierarchy) = Hierarchy::find() else { return };
+    let group = hierarchy.group(machine);
+    for _ in 0..REMOVALS {
+        match fs::remove_dir(&group) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => sleep(LOOK).await,
+            _ => return, // gone, or never made
+        }
     }
 }
 
@@ -42,7 +52,7 @@ fn limit(machine: &Machine) -> u64 {
 }
 
 fn group(machine: &Machine, pid: i32) -> io::Result<()> {
-    let hierarchy = Hierarchy::find().ok_or(io::ErrorKind::Unsupported)?;
+    let hierarchy = Hierarchy::find().ok_or(ErrorKind::Unsupported)?;
     let group = hierarchy.group(machine);
     fs::create_dir_all(&group)?;
     if let Hierarchy::Unified(root) = &hierarchy {

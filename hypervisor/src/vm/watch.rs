@@ -155,7 +155,7 @@ impl Task {
         };
         // QEMU has said why before it was gone, perhaps.
         timeout(LAST_WORDS, self.listen_on(&mut first)).await.ok();
-        self.end(status);
+        self.end(status).await;
     }
 
     /// One connection to the monitor, from its beginning to its end. May be dropped and called again: then it goes on.
@@ -223,8 +223,9 @@ impl Task {
         self.state.send_modify(|state| state.trouble = Some(what));
     }
 
-    fn end(self, status: Option<ExitStatus>) {
-        limits::remove(&self.machine);
+    async fn end(self, status: Option<ExitStatus>) {
+        // Before anybody may start it again.
+        limits::remove(&self.machine).await;
         self.state.send_modify(|state| {
             let ended = Ended::new(state.is_killed, state.shutdown.take(), status, &self.places.log());
             info!(vm = self.machine.name, why = %ended, "VM has ended");

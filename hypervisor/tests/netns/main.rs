@@ -6,4 +6,5 @@
 mod net;
 mod network;
 mod nfs;
+mod relay;
 mod ssh;
