@@ -19,6 +19,7 @@
 //! | [`nfs`] | an NFS server in it |
 //! | [`relay`] | ports of the host that lead into it, and name servers for VMs |
 //! | [`ssh`] | commands and files for VMs |
+//! | [`uplink`] | the way out of it |
 
 pub mod accelerator;
 pub mod disk;
@@ -30,6 +31,7 @@ pub mod nfs;
 pub mod qmp;
 pub mod relay;
 pub mod ssh;
+pub mod uplink;
 pub mod vm;
 
 mod line;

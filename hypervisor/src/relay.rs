@@ -43,6 +43,19 @@ pub struct Forward {
     namespace: Namespace,
 }
 
+/// Why there is no way.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The port on the host.
+    #[error("cannot listen on {address}; is another program using the port?")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
 impl Forward {
     /// Takes the port. The target may change at any time, for the connections that come then; without one they are closed.
     ///
@@ -52,9 +65,13 @@ impl Forward {
         listen: SocketAddr,
         namespace: &Namespace,
         target: watch::Receiver<Option<SocketAddr>>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, RelayError> {
+        let failed = |source| RelayError::Listen {
+            address: listen,
+            source,
+        };
         Ok(Self {
-            listener: TcpListener::bind(listen).await?,
+            listener: TcpListener::bind(listen).await.map_err(failed)?,
             target,
             namespace: namespace.clone(),
         })
