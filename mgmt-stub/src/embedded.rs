@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use hypervisor::accelerator::Accelerator;
 use hypervisor::ssh::Key;
-use nix::unistd::gethostname;
+use platform::files;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,10 +20,8 @@ use crate::store::Store;
 use crate::store::host::{HostNic, HostType, StartupFacts};
 use crate::store::id::{PodId, ZoneId};
 use crate::system_vms::Place;
-use crate::zone_network::{self, ZoneNetwork, ZoneNetworkOptions};
+use crate::zone_network::{self, AGENTS_PORT, ZoneNetwork, ZoneNetworkOptions};
 
-/// For agents, inside of the zone's network.
-const AGENTS: u16 = 8250;
 /// VMs from kernels on have this; 4.2 gives wrong bytes with nfs-ganesha 4.3 (docs/decisions/0061).
 const NFS_VERSION: &str = "4.1";
 
@@ -116,7 +114,7 @@ impl Embedded {
 
     /// Where agents of VMs find this server.
     pub fn agents(&self) -> SocketAddr {
-        (self.network.networks().management.gateway, AGENTS).into()
+        (self.network.networks().management.gateway, AGENTS_PORT).into()
     }
 
     /// Listens there.
@@ -133,7 +131,7 @@ impl Embedded {
             zone: ZoneId(1),
             pod: PodId(1),
             servers: vec![self.agents().ip().to_string()],
-            port: AGENTS,
+            port: AGENTS_PORT,
             console,
             authorized_key: Some(self.key.public().to_owned()),
             networks: Some(self.network.networks().clone()),
@@ -162,7 +160,7 @@ impl Embedded {
             guid: "embedded-hypervisor".into(),
             resource_name: None,
             host_type: HostType::Routing,
-            name: gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into()),
+            name: host_name(),
             zone,
             pod: Some(PodId(1)),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -203,7 +201,8 @@ impl Embedded {
     }
 
     async fn end(data_dir: &Path) -> anyhow::Result<(Vec<String>, Vec<anyhow::Error>)> {
-        let data_dir = std::path::absolute(data_dir)?;
+        // As it was when it was made: the name of its network comes from it.
+        let data_dir = data_dir.canonicalize().with_context(|| format!("looking for {}", data_dir.display()))?;
         let (names, failed) = crate::driver::qemu::end_all(&data_dir.join("vms")).await?;
         let mut failed: Vec<anyhow::Error> = failed.into_iter().map(|error: DriverError| error.into()).collect();
         // Whatever else is in the network's namespace ends with it.
@@ -212,6 +211,13 @@ impl Embedded {
         }
         Ok((names, failed))
     }
+}
+
+/// Of this machine.
+fn host_name() -> String {
+    let read = files::read_limited("/proc/sys/kernel/hostname", 256).ok().flatten();
+    let name = read.and_then(|bytes| String::from_utf8(bytes).ok());
+    name.map_or_else(|| "localhost".into(), |name| name.trim().to_owned())
 }
 
 async fn accelerator(wanted: Kvm) -> anyhow::Result<Accelerator> {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hypervisor::network::namespace::Namespace;
-use hypervisor::relay::{Forward, Way};
+use hypervisor::relay::{Forward, RelayError};
 use platform::logging::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -105,10 +105,10 @@ impl Forwards {
         is_complete
     }
 
-    async fn open(&self, port: u16, target: Option<SocketAddr>) -> Result<Open, hypervisor::relay::RelayError> {
+    async fn open(&self, port: u16, target: Option<SocketAddr>) -> Result<Open, RelayError> {
         let listen = SocketAddr::new(self.address, port);
         let (target, followed) = watch::channel(target);
-        let forward = Forward::bind(listen, followed, Way::Into(self.namespace.clone())).await?;
+        let forward = Forward::bind(listen, &self.namespace, followed).await?;
         let stop = CancellationToken::new();
         tokio::spawn(forward.serve(stop.clone()));
         info!(%listen, "Consoles can be reached");

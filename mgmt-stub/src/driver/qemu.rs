@@ -76,6 +76,8 @@ struct Inner {
     settings: Settings,
     known: Mutex<HashMap<String, Known>>,
     changed: watch::Sender<u64>,
+    /// Held while the image is copied.
+    copying: tokio::sync::Mutex<()>,
 }
 
 /// A VM that has a directory.
@@ -128,6 +130,7 @@ impl Qemu {
                 settings,
                 known: Mutex::default(),
                 changed: watch::Sender::new(0),
+                copying: tokio::sync::Mutex::default(),
             }),
         };
         let directory = &driver.inner.settings.directory;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hypervisor::accelerator::Accelerator;
 use hypervisor::disk;
 use hypervisor::machine::{Disk, Format, Machine, Nic};
-use hypervisor::network::{Group, Port};
+use hypervisor::network::Port;
 use hypervisor::ssh::Ssh;
 use hypervisor::vm::{Places, Vm, VmError};
 use ipnet::Ipv4Net;
@@ -220,10 +220,7 @@ impl Qemu {
             }
         };
         record.save(directory)?;
-        let groups: Vec<Group> = match spec.purpose {
-            Purpose::ConsoleProxy { .. } => vec![settings.console_proxies],
-            Purpose::SecondaryStorage { .. } | Purpose::User { .. } => Vec::new(),
-        };
+        let is_proxy = matches!(spec.purpose, Purpose::ConsoleProxy { .. });
         let mut nics = Vec::new();
         for (device, nic) in (0..).zip(&spec.nics) {
             let port = Port {
@@ -232,7 +229,10 @@ impl Qemu {
                 bridge: nic.traffic.to_string().parse()?,
                 mac: nic.mac,
                 addresses: nic.address.iter().map(Ipv4Net::addr).collect(),
-                groups: groups.clone(),
+                groups: (is_proxy && nic.traffic == Traffic::Management)
+                    .then_some(settings.console_proxies)
+                    .into_iter()
+                    .collect(),
             };
             let tap = settings.network.attach(&port).await?.to_string();
             nics.push(Nic { mac: nic.mac, tap });
@@ -275,8 +275,10 @@ impl Qemu {
             return Ok((disk, base));
         }
         let settings = self.inner.settings.clone();
+        let copying = self.inner.copying.lock().await;
         let copied = tokio::task::spawn_blocking(move || base::copy_of(&settings.image, &settings.primary));
         let base = copied.await??;
+        drop(copying);
         disk::overlay(&base, &disk, None).await?;
         Ok((disk, Some(base)))
     }
