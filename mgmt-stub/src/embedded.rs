@@ -91,7 +91,9 @@ impl Embedded {
         network: ZoneNetwork,
     ) -> anyhow::Result<Self> {
         let data_dir = std::path::absolute(data_dir)?;
-        let key = Key::open_or_create(&data_dir.join("ssh")).await.context("opening the key for system VMs")?;
+        let key = Key::open_or_create(&data_dir.join("ssh"))
+            .await
+            .context("opening the key for system VMs")?;
         let settings = Settings {
             directory: data_dir.join("vms"),
             image,
@@ -167,12 +169,19 @@ impl Embedded {
             arch: std::env::consts::ARCH.into(),
             private: nic(networks.management.gateway),
             public: nic(networks.public.gateway),
-            storage: networks.storage.as_ref().map(|network| nic(network.gateway)).unwrap_or_default(),
+            storage: networks
+                .storage
+                .as_ref()
+                .map(|network| nic(network.gateway))
+                .unwrap_or_default(),
             ms_host_list: None,
             proxy_port: None,
         };
         let host = store.find_or_create_host(facts).await?;
-        for (event, reason) in [(HostEvent::AgentConnected, "starting"), (HostEvent::Ready, "it is this machine")] {
+        for (event, reason) in [
+            (HostEvent::AgentConnected, "starting"),
+            (HostEvent::Ready, "it is this machine"),
+        ] {
             store.apply_host_event(host.id, event, reason).await?;
         }
         Ok(())
@@ -202,7 +211,9 @@ impl Embedded {
 
     async fn end(data_dir: &Path) -> anyhow::Result<(Vec<String>, Vec<anyhow::Error>)> {
         // As it was when it was made: the name of its network comes from it.
-        let data_dir = data_dir.canonicalize().with_context(|| format!("looking for {}", data_dir.display()))?;
+        let data_dir = data_dir
+            .canonicalize()
+            .with_context(|| format!("looking for {}", data_dir.display()))?;
         let (names, failed) = crate::driver::qemu::end_all(&data_dir.join("vms")).await?;
         let mut failed: Vec<anyhow::Error> = failed.into_iter().map(|error: DriverError| error.into()).collect();
         // Whatever else is in the network's namespace ends with it.

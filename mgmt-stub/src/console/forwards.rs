@@ -91,7 +91,8 @@ impl Forwards {
         let mut is_complete = true;
         for (port, target) in wanted {
             if let Some(open) = self.open.get(&port) {
-                open.target.send_if_modified(|current| std::mem::replace(current, target) != target);
+                open.target
+                    .send_if_modified(|current| std::mem::replace(current, target) != target);
                 continue;
             }
             match self.open(port, target).await {

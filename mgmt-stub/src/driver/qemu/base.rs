@@ -16,7 +16,10 @@ const PREFIX: &str = "system-vm-";
 /// The copy for this image; made when it is not there. An image with another size or time is another image. Blocks.
 pub(super) fn copy_of(image: &Path, primary: &Path) -> Result<PathBuf, DriverError> {
     let found = fs::metadata(image).map_err(failed("read", image))?;
-    let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let modified = found
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let copy = primary.join(format!(
         "{PREFIX}{}-{}.qcow2",
         modified.unwrap_or_default().as_millis(),
@@ -47,7 +50,9 @@ pub(super) fn forget_unused(primary: &Path, used: &[PathBuf]) -> io::Result<()> 
     };
     for entry in entries {
         let path = entry?.path();
-        let is_copy = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        let is_copy = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
         if is_copy && !used.contains(&path) {
             fs::remove_file(&path)?;
             info!(path = %path.display(), "Unused image of system VMs removed");

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use hypervisor::guest_channel::{BootProgress, CheckOutcome, Finding, Link, LinkState, Outcome as GuestOutcome, Report};
+use hypervisor::guest_channel::{
+    BootProgress, CheckOutcome, Finding, Link, LinkState, Outcome as GuestOutcome, Report,
+};
 use time::OffsetDateTime;
 
 use crate::driver::last_words::plain;
@@ -62,7 +64,9 @@ impl Deed {
     pub(super) fn remedy(self) -> &'static str {
         match self {
             Self::Qemu => "see its log; is there memory, disk space and QEMU?",
-            Self::GuestAgent => "does the image boot? its console says more; give it more time on a slow machine with --kvm on",
+            Self::GuestAgent => {
+                "does the image boot? its console says more; give it more time on a slow machine with --kvm on"
+            }
             Self::BootArguments => "the image must run the QEMU guest agent and have /var/cache/cloud",
             Self::Ssh => "its console and its boot steps say why it has no control network",
             Self::Files => "the image must have /opt/cloud/bin/patched.sh and /opt/cloud/bin/keystore-cert-import",
@@ -160,7 +164,8 @@ impl Facts {
             let mut steps = boot.steps.iter().filter(|step| step.step == name);
             steps.any(|step| step.outcome == GuestOutcome::Failed)
         };
-        (failed("line") || failed("arguments")).then(|| self.guest_problem().unwrap_or_else(|| "they make no sense".into()))
+        (failed("line") || failed("arguments"))
+            .then(|| self.guest_problem().unwrap_or_else(|| "they make no sense".into()))
     }
 
     /// What stands in the way, as the VM sees it.
@@ -188,7 +193,9 @@ impl Facts {
             return None;
         }
         let mut findings = self.check.iter().flat_map(|report| &report.findings);
-        findings.find(|finding| finding.outcome == CheckOutcome::Error).map(said)
+        findings
+            .find(|finding| finding.outcome == CheckOutcome::Error)
+            .map(said)
     }
 
     /// For those who look.
@@ -227,7 +234,12 @@ impl Facts {
 
 fn said(finding: &Finding) -> String {
     let todo = finding.todo.as_deref().map(|todo| format!("; {}", bounded(todo)));
-    format!("{}: {}{}", bounded(&finding.check), bounded(&finding.what), todo.unwrap_or_default())
+    format!(
+        "{}: {}{}",
+        bounded(&finding.check),
+        bounded(&finding.what),
+        todo.unwrap_or_default()
+    )
 }
 
 fn bounded(text: &str) -> String {
@@ -279,10 +291,19 @@ mod tests {
             {"step": "hypervisor", "outcome": "done", "at_ms": 5000, "detail": "kvm"},
             {"step": "line", "outcome": "waiting", "at_ms": 6000, "detail": ""},
         ]);
-        tell(&mut facts, &json!({"__name__": "boot-progress", "ready": false, "steps": steps}), at(9));
+        tell(
+            &mut facts,
+            &json!({"__name__": "boot-progress", "ready": false, "steps": steps}),
+            at(9),
+        );
         assert_eq!(
             shown(&facts),
-            ["qemu Done 1", "guest agent Running 1", "boot: hypervisor Done 8", "boot: line Waiting 9"]
+            [
+                "qemu Done 1",
+                "guest agent Running 1",
+                "boot: hypervisor Done 8",
+                "boot: line Waiting 9"
+            ]
         );
         // A heartbeat knows better when the kernel started.
         facts.uptime(Duration::from_secs(7), at(9));
@@ -293,7 +314,11 @@ mod tests {
     #[test]
     fn what_stands_in_the_way_is_told_by_who_knows_it_best() {
         let mut facts = Facts::default();
-        tell(&mut facts, &json!({"__name__": "boot-progress", "ready": true, "steps": []}), at(0));
+        tell(
+            &mut facts,
+            &json!({"__name__": "boot-progress", "ready": true, "steps": []}),
+            at(0),
+        );
         let link = json!({"state": "connecting", "server": "172.31.1.1:8250", "last_error": "no route to host"});
         tell(&mut facts, &json!({"__name__": "agent-state", "link": link}), at(1));
         assert!(facts.wants_check());
@@ -303,14 +328,26 @@ mod tests {
         );
         let finding = json!({"check": "gateway", "outcome": "error", "what": "172.31.1.1 does not answer", "todo": "look at its NIC"});
         let report = json!({"outcome": "error", "findings": [finding]});
-        tell(&mut facts, &json!({"__name__": "check-result", "id": 1, "report": report}), at(2));
+        tell(
+            &mut facts,
+            &json!({"__name__": "check-result", "id": 1, "report": report}),
+            at(2),
+        );
         assert_eq!(
             facts.progress().problem.unwrap(),
             "gateway: 172.31.1.1 does not answer; look at its NIC"
         );
-        tell(&mut facts, &json!({"__name__": "agent-state", "link": {"state": "ready"}}), at(3));
+        tell(
+            &mut facts,
+            &json!({"__name__": "agent-state", "link": {"state": "ready"}}),
+            at(3),
+        );
         assert!(!facts.wants_check());
-        assert_eq!(facts.progress().problem, None, "what was wrong before is not told any more");
+        assert_eq!(
+            facts.progress().problem,
+            None,
+            "what was wrong before is not told any more"
+        );
         facts.failed("step `ssh` of its start failed", at(4));
         assert_eq!(facts.progress().problem.unwrap(), "step `ssh` of its start failed");
     }

@@ -106,7 +106,10 @@ impl Qemu {
         // Whatever happens, who waits for the end of this start is told.
         let _over = start.over.clone().drop_guard();
         let began = Instant::now();
-        let outcome = start.give_up.run_until_cancelled(self.bring_up(spec, &directory, &start, &facts)).await;
+        let outcome = start
+            .give_up
+            .run_until_cancelled(self.bring_up(spec, &directory, &start, &facts))
+            .await;
         let error = match outcome {
             Some(Ok(())) => {
                 info!(vm = name, elapsed = ?began.elapsed(), "VM started");
@@ -145,7 +148,9 @@ impl Qemu {
     fn explain(&self, name: &str, facts: &SharedFacts, deed: Deed, cause: &str) -> DriverError {
         let told = facts.lock().guest_problem();
         let console = self.path(name).ok().map(|directory| console(&directory));
-        let lines = console.and_then(|console| last_lines(&console, CONSOLE_LINES).ok()).unwrap_or_default();
+        let lines = console
+            .and_then(|console| last_lines(&console, CONSOLE_LINES).ok())
+            .unwrap_or_default();
         DriverError::Step {
             step: deed.name(),
             cause: cause.to_owned(),
@@ -257,12 +262,7 @@ impl Qemu {
             Accelerator::Kvm => "KVM",
             Accelerator::Tcg => "emulation (no KVM)",
         };
-        let detail = format!(
-            "process {}, {}, {} MiB",
-            vm.process().pid(),
-            how,
-            spec.memory_mib
-        );
+        let detail = format!("process {}, {}, {} MiB", vm.process().pid(), how, spec.memory_mib);
         info!(vm = spec.name, pid = vm.process().pid(), "QEMU started");
         Ok(((vm, screen, record), detail))
     }
@@ -346,10 +346,15 @@ impl Qemu {
         let uploads = settings.files.as_deref().map(uploads).unwrap_or_default();
         if !uploads.is_empty() {
             let paths: Vec<&Path> = uploads.iter().map(PathBuf::as_path).collect();
-            ssh.upload(&paths, UPLOAD_TO, settings.accelerator.scaled(UPLOAD_LIMIT)).await?;
+            ssh.upload(&paths, UPLOAD_TO, settings.accelerator.scaled(UPLOAD_LIMIT))
+                .await?;
         }
         let names: Vec<_> = uploads.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-        let detail = if names.is_empty() { "there".into() } else { format!("uploaded {}", names.join(", ")) };
+        let detail = if names.is_empty() {
+            "there".into()
+        } else {
+            format!("uploaded {}", names.join(", "))
+        };
         let deadline = Instant::now() + limit;
         loop {
             let last = match ssh.exec(FILES, b"", limit).await {
@@ -415,7 +420,10 @@ impl Qemu {
     /// Resets a machine, and gives it its boot arguments again, as a KVM host does. One that is off is started.
     pub(super) async fn restart_inside(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let name = spec.name.as_str();
-        let found = self.known().get(name).map(|known| (known.state.clone(), known.facts.clone()));
+        let found = self
+            .known()
+            .get(name)
+            .map(|known| (known.state.clone(), known.facts.clone()));
         let Some((State::On(vm), facts)) = found else {
             return self.power_on(spec).await;
         };
@@ -433,7 +441,9 @@ impl Qemu {
         };
         outcome.map_err(|Failure { deed, cause }| {
             let error = self.explain(name, &facts, deed, &cause);
-            facts.lock().failed(&chain(&error).to_string(), OffsetDateTime::now_utc());
+            facts
+                .lock()
+                .failed(&chain(&error).to_string(), OffsetDateTime::now_utc());
             error
         })
     }
@@ -458,7 +468,12 @@ fn said(exited: &Exited) -> String {
         exited.stderr.clone()
     };
     let start = printed.trim().chars().count().saturating_sub(MAX_PRINTED);
-    let end: String = printed.trim().chars().skip(start).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let end: String = printed
+        .trim()
+        .chars()
+        .skip(start)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     format!("{}: {end}", exited.status)
 }
 
