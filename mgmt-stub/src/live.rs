@@ -63,7 +63,7 @@ const TOPICS: [Topic; 10] = [
     (
         "virtualmachines",
         "listVirtualMachines",
-        &[("listall", "true")],
+        &[("listall", "true"), ("details", "min")],
         "virtualmachine",
     ),
     ("alerts", "listAlerts", &[("page", "1"), ("pagesize", "50")], "alert"),

@@ -540,6 +540,7 @@ impl SystemVms {
         let nic = boot_line::Nic {
             address: Some((public, mask)),
             gateway: None,
+            is_default: false,
         };
         let machine = boot_line::Machine {
             hosts: place.servers.clone(),
@@ -561,6 +562,7 @@ impl SystemVms {
             let proxy = boot_line::ConsoleProxy {
                 id: vm.id,
                 console_port: port,
+                disable_rp_filter: false,
             };
             let listen = SocketAddr::new(place.console.ip(), port);
             (
@@ -574,6 +576,7 @@ impl SystemVms {
                 role: vm.role.clone().unwrap_or_else(|| "templateProcessor".into()),
                 store_hosts: stores.iter().filter_map(|store| host_part(&store.url)).collect(),
                 nfs_version: Some(version).filter(|version| !version.is_empty()),
+                mtu: 1500,
             };
             let local = stores
                 .into_iter()

@@ -449,6 +449,17 @@ impl UserVms {
         }
     }
 
+    /// Destroys one and removes it at once.
+    ///
+    /// # Errors
+    /// As of [`Self::destroy`] and [`Self::expunge`].
+    pub async fn destroy_for_good(&self, id: InstanceId) -> Result<Instance, UserVmError> {
+        match self.destroy(id).await? {
+            vm if vm.state == InstanceState::Expunging => Ok(vm), // it could not be created, and is gone already
+            _ => self.expunge(id).await,
+        }
+    }
+
     /// Removes one that is Destroyed, or could not be created, with its disk.
     ///
     /// # Errors

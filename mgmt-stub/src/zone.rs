@@ -14,12 +14,18 @@ use crate::hooks::{BoxedAnswer, Hooks, denied};
 use crate::store::Store;
 use crate::store::host::Host;
 use crate::system_vms::SystemVms;
+use crate::usage::Usages;
+use crate::user_vms::UserVms;
 
 /// The parts; cheap to clone.
 #[derive(Clone)]
 pub struct Zone {
     /// `None` without a driver: agents are started by somebody else.
     pub system_vms: Option<SystemVms>,
+    /// `None` without a driver that can run them.
+    pub user_vms: Option<UserVms>,
+    /// What all VMs use.
+    pub usages: Usages,
     /// Templates and ISOs.
     pub downloads: Downloads,
     /// Who sees what.
@@ -33,14 +39,19 @@ impl Zone {
         agents: Agents,
         configuration: Configuration,
         system_vms: Option<SystemVms>,
+        user_vms: Option<UserVms>,
     ) -> (Self, Books) {
         let proxies = match &system_vms {
             Some(_) => Proxies::Own,
             None => Proxies::Connected,
         };
-        let (consoles, books) = Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies);
+        let driver = system_vms.as_ref().map(SystemVms::shared_driver);
+        let (consoles, books) =
+            Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies, driver.clone());
         let zone = Self {
             system_vms,
+            user_vms,
+            usages: Usages::new(driver),
             downloads: Downloads::new(store, agents, configuration),
             consoles,
         };
@@ -48,8 +59,14 @@ impl Zone {
     }
 
     /// Works until `stop`.
-    pub async fn run(self, books: Books, stop: CancellationToken) {
+    pub async fn run(self, books: Books, store: Store, stop: CancellationToken) {
         let mut tasks = JoinSet::new();
+        let (usages, until) = (self.usages, stop.clone());
+        tasks.spawn(async move { usages.run(store, until).await });
+        if let Some(user_vms) = self.user_vms {
+            let until = stop.clone();
+            tasks.spawn(async move { user_vms.run(until).await });
+        }
         tasks.spawn(books.run(stop.clone()));
         let (downloads, until) = (self.downloads, stop.clone());
         tasks.spawn(async move { downloads.run(until).await });
