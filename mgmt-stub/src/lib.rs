@@ -14,6 +14,7 @@
 //! | [`host_status`] | what is believed of a host |
 //! | [`zone`] | what a zone does: the parts below, together |
 //! | [`scanner`] | which system VMs a zone lacks |
+//! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
 //! | [`host`] | keeps the disks of VMs, as a KVM host does |
@@ -69,6 +70,7 @@ pub mod offering;
 pub mod page;
 pub mod password;
 mod random;
+pub mod restart_budget;
 pub mod scanner;
 pub mod server;
 mod session;

@@ -340,6 +340,14 @@ impl Driver for Processes {
         last_line(&log).ok()?
     }
 
+    fn names(&self) -> Vec<String> {
+        self.known().keys().cloned().collect()
+    }
+
+    fn parallel_starts(&self) -> usize {
+        8
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }

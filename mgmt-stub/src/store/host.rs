@@ -176,6 +176,16 @@ impl Store {
         .await
     }
 
+    /// The newest one of this name that is not removed.
+    pub async fn host_named(&self, name: &str) -> Result<Option<Host>, StoreError> {
+        let name = name.to_owned();
+        self.read(move |transaction| {
+            let sql = "SELECT * FROM host WHERE name = ? AND removed IS NULL ORDER BY id DESC LIMIT 1";
+            Ok(transaction.prepare_cached(sql)?.query_row([name], host).optional()?)
+        })
+        .await
+    }
+
     /// Also if it is removed.
     pub async fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
         self.read(move |transaction| {

@@ -16,3 +16,6 @@ CREATE TABLE nic (
 -- No two have the same, whoever starts them at the same time.
 CREATE UNIQUE INDEX nic_address ON nic (zone_id, traffic, address) WHERE address IS NOT NULL;
 CREATE UNIQUE INDEX nic_mac ON nic (mac) WHERE mac IS NOT NULL;
+
+-- The host row of a VM's agent is found by the VM's name.
+CREATE INDEX host_name ON host (name) WHERE removed IS NULL;
