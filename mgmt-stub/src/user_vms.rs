@@ -187,6 +187,11 @@ impl UserVms {
         self.inner.driver.as_ref()
     }
 
+    /// Likewise, for others who need it.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// Follows their power and removes those that were destroyed long ago, until `stop`. They go on after that.
     pub async fn run(&self, stop: CancellationToken) {
         let mut power = self.inner.driver.changes();

@@ -10,6 +10,7 @@ use crate::agents::Agents;
 use crate::configuration::Configuration;
 use crate::console::{Books, Consoles, Proxies};
 use crate::downloads::Downloads;
+use crate::driver::Driver;
 use crate::hooks::{BoxedAnswer, Hooks, denied};
 use crate::store::Store;
 use crate::store::host::Host;
@@ -30,6 +31,7 @@ pub struct Zone {
     pub downloads: Downloads,
     /// Who sees what.
     pub consoles: Consoles,
+    driver: Option<Arc<dyn Driver>>,
 }
 
 impl Zone {
@@ -45,17 +47,24 @@ impl Zone {
             Some(_) => Proxies::Own,
             None => Proxies::Connected,
         };
-        let driver = system_vms.as_ref().map(SystemVms::shared_driver);
+        let of_users = user_vms.as_ref().map(UserVms::shared_driver);
+        let driver = system_vms.as_ref().map(SystemVms::shared_driver).or(of_users);
         let (consoles, books) =
             Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies, driver.clone());
         let zone = Self {
             system_vms,
             user_vms,
-            usages: Usages::new(driver),
+            usages: Usages::new(driver.clone()),
+            driver,
             downloads: Downloads::new(store, agents, configuration),
             consoles,
         };
         (zone, books)
+    }
+
+    /// Who runs VMs, if this server starts any.
+    pub fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.driver.clone()
     }
 
     /// Works until `stop`.

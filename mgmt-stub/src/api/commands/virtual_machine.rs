@@ -327,7 +327,7 @@ impl Describe {
     fn row(&self, call: &Call, vm: &Instance) -> Value {
         let zone = self.zones.iter().find(|zone| zone.id == vm.zone);
         let os_type = vm.os_type.as_ref().and_then(|id| os_type::find(id.parse().ok()?));
-        let driver = call.management.zone.user_vms.as_ref().map(crate::user_vms::UserVms::driver);
+        let driver = call.management.zone.driver();
         let user_vm = self.user_vms.get(&vm.id);
         let screen = match (&vm.vnc, driver) {
             (Some(vnc), _) => Some((vnc.address.clone(), vnc.port)),
@@ -367,8 +367,10 @@ impl Describe {
             fields.extend(owner_fields(&self.owners, vm.account, &uuid));
             if let Some(user_vm) = user_vm {
                 self.extend(fields, user_vm);
-                add_usage(call, vm, fields);
             }
+        }
+        if user_vm.is_some() {
+            add_usage(call, vm, &mut row);
         }
         row
     }
@@ -404,14 +406,14 @@ impl Describe {
 }
 
 /// What it uses, unless the caller wants less (CloudStack's `details`).
-fn add_usage(call: &Call, vm: &Instance, fields: &mut serde_json::Map<String, Value>) {
+pub(super) fn add_usage(call: &Call, vm: &Instance, row: &mut Value) {
     let details = call.list("details");
     let is_wanted = details.is_empty() || details.iter().any(|word| ["all", "stats"].contains(&word.as_str()));
     let Some(sample) = call.management.zone.usages.latest(&vm.name).filter(|_| is_wanted) else {
         return;
     };
-    fields.insert("cpuused".into(), percent(sample.cpu).into());
-    fields.insert("memorykbs".into(), (sample.memory / 1024).into());
-    fields.insert("networkkbsread".into(), (sample.total.received / 1024).into());
-    fields.insert("networkkbswrite".into(), (sample.total.sent / 1024).into());
+    row["cpuused"] = percent(sample.cpu).into();
+    row["memorykbs"] = (sample.memory / 1024).into();
+    row["networkkbsread"] = (sample.total.received / 1024).into();
+    row["networkkbswrite"] = (sample.total.sent / 1024).into();
 }
