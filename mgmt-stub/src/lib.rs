@@ -23,6 +23,7 @@
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
 //! | [`user_vms`] | makes, starts and ends VMs of users |
+//! | [`usage`] | what VMs use of this machine |
 //! | [`offering`] | how big those are |
 //! | [`downloads`] | brings templates to image stores |
 //! | [`template_sync`] | compares a store with what should be on it |
@@ -81,6 +82,7 @@ mod startup;
 pub mod store;
 pub mod system_vms;
 pub mod template_sync;
+pub mod usage;
 pub mod user_vms;
 pub mod web;
 pub mod zone;

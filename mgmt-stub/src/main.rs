@@ -24,6 +24,7 @@ use mgmt_stub::store::host::Host;
 use mgmt_stub::store::id::{PodId, ZoneId};
 use mgmt_stub::store::{OpenError, Store};
 use mgmt_stub::system_vms::{Place, SystemVms};
+use mgmt_stub::user_vms::UserVms;
 use mgmt_stub::web::WebServer;
 use mgmt_stub::zone::{Zone, ZoneHooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -384,7 +385,8 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         let (store, agents) = (store.clone(), agents.clone());
         SystemVms::new(store, agents, configuration.clone(), ca, driver, place)
     });
-    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
+    let user_vms = user_vms(&store, &configuration, system_vms.as_ref(), data_dir).await?;
+    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms, user_vms);
     hooks.set(zone.clone());
     let management = Arc::new(Management::new(store, agents, configuration, zone.clone()).await?);
     let administrator = management.store.administrator().await?.user;
@@ -400,7 +402,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
-    background.spawn(zone.run(books, stopping.clone()));
+    background.spawn(zone.run(books, management.store.clone(), stopping.clone()));
     if let Some(embedded) = embedded {
         background.spawn(embedded.run(management.store.clone(), arguments.console_listen, stopping.clone()));
     }
@@ -415,6 +417,22 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     while background.join_next().await.is_some() {}
     management.jobs.stop().await;
     Ok(())
+}
+
+/// Where disks of instances are, if the driver runs virtual machines.
+async fn user_vms(
+    store: &Store,
+    configuration: &Configuration,
+    system_vms: Option<&SystemVms>,
+    data_dir: &Path,
+) -> anyhow::Result<Option<UserVms>> {
+    let driver = system_vms.map(SystemVms::shared_driver);
+    let Some(driver) = driver.filter(|driver| driver.hypervisor() != "External") else {
+        return Ok(None);
+    };
+    let path = std::path::absolute(data_dir.join("primary"))?;
+    let opened = UserVms::open(store.clone(), configuration.clone(), driver, ZoneId(1), path).await;
+    Ok(Some(opened.context("opening primary storage")?))
 }
 
 async fn add_image_stores(store: &Store, arguments: &Serve) -> anyhow::Result<()> {

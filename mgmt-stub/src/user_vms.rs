@@ -187,6 +187,11 @@ impl UserVms {
         self.inner.driver.as_ref()
     }
 
+    /// Likewise, for others who need it.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// Follows their power and removes those that were destroyed long ago, until `stop`. They go on after that.
     pub async fn run(&self, stop: CancellationToken) {
         let mut power = self.inner.driver.changes();
@@ -458,6 +463,17 @@ impl UserVms {
                 let event = InstanceEvent::DestroyRequested;
                 Ok(self.inner.store.instance_event(&vm, event, "destroyed").await?)
             }
+        }
+    }
+
+    /// Destroys one and removes it at once.
+    ///
+    /// # Errors
+    /// As of [`Self::destroy`] and [`Self::expunge`].
+    pub async fn destroy_for_good(&self, id: InstanceId) -> Result<Instance, UserVmError> {
+        match self.destroy(id).await? {
+            vm if vm.state == InstanceState::Expunging => Ok(vm), // it could not be created, and is gone already
+            _ => self.expunge(id).await,
         }
     }
 

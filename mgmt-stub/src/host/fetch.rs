@@ -26,8 +26,6 @@ use super::{Host, HostError, Mounts, UNFINISHED, of_pool};
 
 /// What one copy may need at most, in a slow minute for each GiB of 2 TiB: it is there to end what hangs for ever.
 const CONVERT_LIMIT: Duration = Duration::from_hours(12);
-/// Making an overlay writes some clusters.
-const CREATE_LIMIT: Duration = Duration::from_mins(1);
 /// Address space of `qemu-img`: a crafted image makes it ask for tables without end.
 const MAX_MEMORY: u64 = 2 << 30;
 /// Bytes between two looks at the progress of a copy.
@@ -105,13 +103,7 @@ impl Host {
         read.map_err(of_pool("read"))?;
         let size = qcow2::judge(&header)?; // it is ours: if this fails, somebody has changed it
         let target = self.unfinished("new");
-        let create = Cmd::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-            .arg(base)
-            .arg("--")
-            .arg(&target.0)
-            .time_limit(CREATE_LIMIT);
-        create.run().await.map_err(|error| {
+        hypervisor::disk::overlay(base, &target.0, None).await.map_err(|error| {
             warn!(error = %chain(&error), "Cannot make a disk");
             self.full_or(RESERVE, HostError::Tool("make a disk of the template"))
         })?;
