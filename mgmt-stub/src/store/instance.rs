@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::id::{AccountId, InstanceId, PodId, ZoneId};
+use super::nic::remove_nics;
 use super::row::{Parsed, Seconds, now};
 use super::{Store, StoreError};
 use crate::instance_state::{InstanceEvent, InstanceState};
@@ -218,6 +219,7 @@ impl Store {
         self.write(move |transaction| {
             let sql = "UPDATE instance SET removed = ?, vnc_password = NULL, console_port = NULL WHERE id = ?";
             transaction.execute(sql, params![now(), id])?;
+            remove_nics(transaction, id)?;
             let sql = "UPDATE console_session SET removed = ? WHERE instance_id = ? AND removed IS NULL";
             transaction.execute(sql, params![now(), id])?;
             Ok(())
