@@ -106,6 +106,11 @@ impl SystemVms {
         self.inner.driver.as_ref()
     }
 
+    /// Likewise, for others who need it.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// Where they live.
     pub fn place(&self) -> &Place {
         &self.inner.place
