@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hypervisor::network::namespace::{Name, Namespace};
 use hypervisor::network::{Bridge, InterfaceName, Network, Port};
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -34,7 +33,7 @@ fn remove_abandoned() {
             .strip_prefix("sysvm-hvtest-")
             .and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove(&name);
+            remove(&name.parse().unwrap());
         }
     }
 }
@@ -48,9 +47,7 @@ fn remove(name: &str) {
     {
         kill(Pid::from_raw(process.pid()), Signal::SIGKILL).ok();
     }
-    let path = Path::new("/run/netns").join(name);
-    umount2(&path, MntFlags::MNT_DETACH).ok();
-    std::fs::remove_file(path).ok();
+    name.parse().ok().map(|name| Namespace::drop_name(&name));
 }
 
 /// Removes a namespace also when the test falls over.
@@ -58,7 +55,7 @@ pub(crate) struct Guard(pub(crate) Namespace);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        remove(&self.0.name().to_string());
+        remove(self.0.name());
     }
 }
 
