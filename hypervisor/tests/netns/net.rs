@@ -39,15 +39,13 @@ fn remove_abandoned() {
 }
 
 /// With whoever is inside.
-fn remove(name: &str) {
-    let namespace = name.parse().ok().and_then(|name| Namespace::open(&name).ok().flatten());
-    for process in namespace
-        .and_then(|namespace| namespace.processes().ok())
-        .unwrap_or_default()
-    {
+fn remove(name: &Name) {
+    let namespace = Namespace::open(name).ok().flatten();
+    let inside = namespace.and_then(|namespace| namespace.processes().ok());
+    for process in inside.unwrap_or_default() {
         kill(Pid::from_raw(process.pid()), Signal::SIGKILL).ok();
     }
-    name.parse().ok().map(|name| Namespace::drop_name(&name));
+    Namespace::drop_name(name).ok();
 }
 
 /// Removes a namespace also when the test falls over.
