@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use hypervisor::accelerator::Accelerator;
 use hypervisor::machine::{Disk, Format, Machine, Nic};
 use hypervisor::qmp::{Event, Events, Qmp, QmpError};
 use hypervisor::vm::{Cause, Vm, VmError};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use platform::exec::{Cmd, Process};
@@ -86,7 +87,9 @@ impl Namespace {
     async fn with_tap(tap: &str) -> Self {
         let namespace = Self(format!("sysvm-hv-{}", std::process::id()));
         Cmd::new("ip").args(["netns", "add", &namespace.0]).run().await.unwrap();
-        let batch = format!("link set lo up\ntuntap add {tap} mode tap\nlink set {tap} up\n");
+        let batch = format!(
+            "link set lo up\ntuntap add {tap} mode tap\naddress add 10.1.1.1/24 dev {tap}\nlink set {tap} up\n"
+        );
         let ip = Cmd::new("ip").args(["-n", &namespace.0, "-batch", "-"]).stdin(batch);
         ip.run().await.unwrap();
         namespace
@@ -94,6 +97,18 @@ impl Namespace {
 
     fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.0)
+    }
+
+    /// Sends so many bytes to everybody on the tap.
+    fn shout(&self, bytes: usize) {
+        let namespace = fs::File::open(self.path()).unwrap();
+        let shout = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let socket = UdpSocket::bind("10.1.1.1:0").unwrap();
+            socket.set_broadcast(true).unwrap();
+            socket.send_to(&vec![b'x'; bytes], "10.1.1.255:9").unwrap();
+        };
+        std::thread::spawn(shout).join().unwrap();
     }
 }
 

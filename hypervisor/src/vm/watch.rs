@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use platform::exec::{Detached, Process};
 use tokio::sync::{broadcast, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
@@ -149,11 +149,12 @@ impl Qemu {
 
 impl Task {
     async fn watch(self, mut qemu: Qemu, mut first: Option<Events>) {
+        let mut looks = interval(LOGS);
         let status = loop {
             tokio::select! {
                 status = qemu.ended() => break status,
                 () = self.listen(&mut first) => {}
-                () = sleep(LOGS) => logs::shorten(&self.places),
+                _ = looks.tick() => logs::shorten(&self.places),
             }
         };
         // QEMU has said why before it was gone, perhaps.
