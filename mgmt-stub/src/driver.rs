@@ -1,4 +1,5 @@
-//! Who runs VMs. So far: [`processes`], for which a system VM is an ordinary program.
+//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, and [`in_process`], which only pretends them.
+//! What all drivers have in common is said by the trait and asked by [`conformance`].
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
@@ -18,6 +19,8 @@ use tokio::sync::watch;
 
 use crate::ca::Issued;
 
+pub mod conformance;
+pub mod in_process;
 pub mod processes;
 
 /// Something that takes a while.
@@ -289,6 +292,9 @@ pub enum DriverError {
     /// The program.
     #[error(transparent)]
     Exec(#[from] platform::exec::ExecError),
+    /// The driver says why.
+    #[error("{0} cannot be started: {1}")]
+    Failed(String, String),
     /// It hangs in the kernel.
     #[error("{name} (process {pid}) does not end, not even killed: it waits for a device or a file system")]
     Stuck {
@@ -297,4 +303,17 @@ pub enum DriverError {
         /// Its process.
         pid: i32,
     },
+}
+
+/// Names become directories, and words of commands.
+///
+/// # Errors
+/// It is no name.
+pub(crate) fn check_name(name: &str) -> Result<(), DriverError> {
+    let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_good && name.len() <= 255 && !name.starts_with('-') {
+        Ok(())
+    } else {
+        Err(DriverError::Name(name.to_owned()))
+    }
 }
