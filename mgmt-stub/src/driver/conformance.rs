@@ -88,7 +88,9 @@ async fn unknown(subject: &mut dyn Subject) -> Result<(), Broken> {
     done(case, "stop", driver.stop(ONE).await)?;
     done(case, "destroy", driver.destroy(ONE).await)?;
     expect(case, driver.last_words(ONE).is_none(), || "it has last words".into())?;
-    expect(case, !driver.names().contains(&ONE.to_owned()), || "it has a name".into())
+    expect(case, !driver.names().contains(&ONE.to_owned()), || {
+        "it has a name".into()
+    })
 }
 
 async fn start_and_stop(subject: &mut dyn Subject) -> Result<(), Broken> {
@@ -96,7 +98,9 @@ async fn start_and_stop(subject: &mut dyn Subject) -> Result<(), Broken> {
     let driver = subject.driver();
     let changes = driver.changes();
     start(subject, case, ONE).await?;
-    expect(case, driver.names().contains(&ONE.to_owned()), || "it has no name".into())?;
+    expect(case, driver.names().contains(&ONE.to_owned()), || {
+        "it has no name".into()
+    })?;
     start(subject, "start of one that is on", ONE).await?;
     start(subject, case, OTHER).await?;
     done(case, "stop", driver.stop(ONE).await)?;
@@ -116,7 +120,9 @@ async fn ends_by_itself(subject: &mut dyn Subject) -> Result<(), Broken> {
     changes.mark_unchanged();
     subject.kill(ONE).await;
     off_within_limit(subject, case, ONE).await?;
-    expect(case, changes.has_changed().unwrap_or(false), || "no change was told".into())?;
+    expect(case, changes.has_changed().unwrap_or(false), || {
+        "no change was told".into()
+    })?;
     start(subject, "start of one that has ended", ONE).await
 }
 
@@ -132,14 +138,18 @@ async fn found_again(subject: &mut dyn Subject) -> Result<(), Broken> {
     subject.reopen(None).await;
     is_on(subject, case, ONE)?;
     let names = subject.driver().names();
-    expect(case, names.contains(&ONE.to_owned()), || format!("it is not in {names:?}"))?;
+    expect(case, names.contains(&ONE.to_owned()), || {
+        format!("it is not in {names:?}")
+    })?;
     is_off(subject, "a VM that another driver has stopped", OTHER)?;
     start(subject, "start of one that was found running", ONE).await?;
     let mut changes = subject.driver().changes();
     changes.mark_unchanged();
     subject.kill(ONE).await;
     off_within_limit(subject, case, ONE).await?;
-    expect(case, changes.has_changed().unwrap_or(false), || "no change was told".into())?;
+    expect(case, changes.has_changed().unwrap_or(false), || {
+        "no change was told".into()
+    })?;
 
     start(subject, case, ONE).await?;
     subject.reopen(Some(ONE)).await;
@@ -177,7 +187,9 @@ fn is_on(subject: &dyn Subject, case: &'static str, name: &str) -> Result<(), Br
 fn is_off(subject: &dyn Subject, case: &'static str, name: &str) -> Result<(), Broken> {
     let power = subject.driver().power(name);
     let is_told = matches!(&power, Power::Off(why) if !why.trim().is_empty());
-    expect(case, is_told, || format!("{name} is {power:?}; off, with a reason, is expected"))
+    expect(case, is_told, || {
+        format!("{name} is {power:?}; off, with a reason, is expected")
+    })
 }
 
 async fn off_within_limit(subject: &dyn Subject, case: &'static str, name: &str) -> Result<(), Broken> {

@@ -5,6 +5,8 @@
 //! `Simulator`, as CloudStack's own simulator is called. A VM ends with this process. Faults come on demand.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::{Doing, Driver, DriverError, Outcome, Power, Progress, Purpose, Step, VmSpec, check_name};
@@ -23,6 +26,8 @@ mod agent;
 /// How simulated VMs behave.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// How long a start takes: real ones take minutes under emulation.
+    pub start: Duration,
     /// From power on until the agent connects.
     pub boot: Duration,
     /// Starts at the same time.
@@ -32,6 +37,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            start: Duration::ZERO,
             boot: Duration::ZERO,
             parallel_starts: 64,
         }
@@ -47,6 +53,8 @@ pub struct InProcess {
 struct Inner {
     options: Options,
     vms: Mutex<HashMap<String, Vm>>,
+    /// Starts that go on. Whoever cancels one ends it.
+    starting: Mutex<HashMap<String, CancellationToken>>,
     /// Starts that fail from now on, and why.
     failing: Mutex<Option<String>>,
     changed: watch::Sender<u64>,
@@ -56,6 +64,7 @@ struct Vm {
     power: Power,
     /// What is done in it.
     task: Option<AbortHandle>,
+    hang: CancellationToken,
     /// Since when it hangs.
     silent: Option<OffsetDateTime>,
     steps: Vec<Step>,
@@ -84,6 +93,7 @@ impl InProcess {
             inner: Arc::new(Inner {
                 options,
                 vms: Mutex::default(),
+                starting: Mutex::default(),
                 failing: Mutex::default(),
                 changed: watch::Sender::new(0),
             }),
@@ -101,7 +111,7 @@ impl InProcess {
         let Some(vm) = vms.get_mut(name).filter(|vm| vm.power == Power::On) else {
             return false;
         };
-        vm.end();
+        vm.hang.cancel();
         vm.silent = Some(OffsetDateTime::now_utc());
         true
     }
@@ -123,8 +133,25 @@ impl InProcess {
         *failing = why.map(str::to_owned);
     }
 
-    fn power_on(&self, spec: &VmSpec) -> Result<(), DriverError> {
+    async fn wait_and_power_on(&self, spec: &VmSpec) -> Result<(), DriverError> {
         check_name(&spec.name)?;
+        let wait = self.inner.options.start;
+        if !wait.is_zero() && self.power(&spec.name) != Power::On {
+            let cancelled = CancellationToken::new();
+            self.inner.starting().insert(spec.name.clone(), cancelled.clone());
+            let waited = cancelled.run_until_cancelled(sleep(wait)).await;
+            self.inner.starting().remove(&spec.name);
+            if waited.is_none() {
+                return Err(DriverError::Failed(
+                    spec.name.clone(),
+                    "it was stopped while it started".into(),
+                ));
+            }
+        }
+        self.power_on(spec)
+    }
+
+    fn power_on(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let inner = &self.inner;
         let failing = inner.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(why) = failing {
@@ -137,14 +164,16 @@ impl InProcess {
         let mut vm = Vm {
             power: Power::On,
             task: None,
+            hang: CancellationToken::new(),
             silent: None,
             steps: vec![step("boot", Outcome::Running, "")],
             last_words: None,
         };
         if !matches!(spec.purpose, Purpose::User { .. }) {
             let agent = agent_of(spec)?;
-            let live = live(Arc::downgrade(inner), spec.name.clone(), inner.options.boot, agent);
-            vm.task = Some(tokio::spawn(live).abort_handle());
+            let (boot, hang) = (inner.options.boot, vm.hang.clone());
+            let live = live(Arc::downgrade(inner), spec.name.clone(), boot, agent);
+            vm.task = Some(tokio::spawn(until_it_hangs(live, hang)).abort_handle());
         }
         debug!(vm = spec.name, "Simulated system VM started");
         if let Some(mut old) = vms.insert(spec.name.clone(), vm) {
@@ -155,6 +184,9 @@ impl InProcess {
 
     fn power_off(&self, name: &str) -> Result<(), DriverError> {
         check_name(name)?;
+        if let Some(start) = self.inner.starting().get(name) {
+            start.cancel();
+        }
         if let Some(vm) = self.inner.vms().get_mut(name) {
             vm.end();
             if vm.power == Power::On {
@@ -170,8 +202,19 @@ fn agent_of(spec: &VmSpec) -> Result<SimulatedAgent, DriverError> {
     let failed = |why: String| DriverError::Failed(spec.name.clone(), why);
     let read = |line: &str| -> Result<SystemVm, BadBootArgs> { SystemVm::parse(&BootArgs::parse(line)?) };
     let vm = read(spec.boot_args.expose()).map_err(|error| failed(error.to_string()))?;
-    let identity = spec.identity.as_ref().ok_or_else(|| failed("it has no certificate".into()))?;
+    let identity = spec
+        .identity
+        .as_ref()
+        .ok_or_else(|| failed("it has no certificate".into()))?;
     SimulatedAgent::new(&vm, spec, identity).map_err(|error| failed(error.to_string()))
+}
+
+/// What hangs is not over: its connections stay open.
+async fn until_it_hangs(live: impl Future<Output = ()>, hang: CancellationToken) {
+    let mut live = pin!(live);
+    if hang.run_until_cancelled(&mut live).await.is_none() {
+        std::future::pending().await
+    }
 }
 
 /// What is done in a VM. It does not keep the driver alive.
@@ -222,6 +265,10 @@ impl Inner {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn starting(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ended(&self, name: &str, why: &str) -> bool {
         let mut vms = self.vms();
         let Some(vm) = vms.get_mut(name).filter(|vm| vm.power == Power::On) else {
@@ -243,7 +290,7 @@ impl Driver for InProcess {
     }
 
     fn start<'a>(&'a self, vm: &'a VmSpec) -> Doing<'a, ()> {
-        Box::pin(async { self.power_on(vm) })
+        Box::pin(self.wait_and_power_on(vm))
     }
 
     fn stop<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {
@@ -260,8 +307,10 @@ impl Driver for InProcess {
 
     fn power(&self, name: &str) -> Power {
         let vms = self.inner.vms();
-        vms.get(name)
-            .map_or_else(|| Power::Off("it ended with the server that ran it".into()), |vm| vm.power.clone())
+        vms.get(name).map_or_else(
+            || Power::Off("it ended with the server that ran it".into()),
+            |vm| vm.power.clone(),
+        )
     }
 
     fn last_words(&self, name: &str) -> Option<String> {

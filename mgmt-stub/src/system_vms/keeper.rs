@@ -239,11 +239,13 @@ impl Keeper {
         let vm = &told.vm;
         let is_wanted = vm.kind != InstanceType::ConsoleProxy || configuration.flag(&CONSOLEPROXY_RESTART);
         if !is_wanted || !configuration.flag(&HA_ENABLED) {
-            told.alerts.push((AlertType::SYNC, format!("{} is Stopped now: {why}", vm.name)));
+            told.alerts
+                .push((AlertType::SYNC, format!("{} is Stopped now: {why}", vm.name)));
             return told;
         }
         let (plan, reason) = self.again(vm, What::StartAgain, &why);
-        told.alerts.push((AlertType::HA_ACTION, format!("{}: {reason}", vm.name)));
+        told.alerts
+            .push((AlertType::HA_ACTION, format!("{}: {reason}", vm.name)));
         if plan.what == What::Replace {
             told.alerts.push((alert_type(vm.kind), reason.clone()));
         }
@@ -310,9 +312,8 @@ impl Keeper {
     async fn look_for_trouble(&mut self, instances: &[Instance], hosts: &HashMap<&str, &Host>) {
         let configuration = self.vms.inner.configuration.clone();
         for vm in instances.iter().filter(|vm| vm.state == Running) {
-            let host = hosts.get(vm.name.as_str());
-            let is_up = host.is_some_and(|host| self.vms.inner.agents.is_up(host.id));
-            let Some(why) = self.trouble(vm, is_up) else { continue };
+            let host = hosts.get(vm.name.as_str()).copied();
+            let Some(why) = self.trouble(vm, host) else { continue };
             let is_wanted = vm.kind != InstanceType::ConsoleProxy || configuration.flag(&CONSOLEPROXY_RESTART);
             if !is_wanted
                 || !configuration.flag(&HA_ENABLED)
@@ -337,7 +338,7 @@ impl Keeper {
     }
 
     /// Why a VM that runs is to be started again, if it is.
-    fn trouble(&mut self, vm: &Instance, is_up: bool) -> Option<String> {
+    fn trouble(&mut self, vm: &Instance, host: Option<&Host>) -> Option<String> {
         let inner = &self.vms.inner;
         let limit = |setting: &Setting| Some(inner.configuration.time(setting)).filter(|limit| !limit.is_zero());
         let agent = self.agents.entry(vm.id).or_insert(Agent {
@@ -357,13 +358,21 @@ impl Keeper {
         {
             return Some(format!("it hangs: it has not answered since {} UTC", clock(since)));
         }
-        if is_up {
+        if host.is_some_and(|host| inner.agents.is_up(host.id)) {
             agent.was_up = true;
             agent.gone = None;
             return None;
         }
+        // It may have come and gone between two looks.
+        agent.was_up |= host
+            .and_then(|host| host.disconnected)
+            .is_some_and(|gone| gone >= vm.since);
         let gone = agent.gone.get_or_insert_with(Instant::now).elapsed();
-        let limit = limit(if agent.was_up { &AGENT_SILENCE_LIMIT } else { &AGENT_START_LIMIT })?;
+        let limit = limit(if agent.was_up {
+            &AGENT_SILENCE_LIMIT
+        } else {
+            &AGENT_START_LIMIT
+        })?;
         let seconds = limit.as_secs();
         (gone >= limit).then(|| {
             if agent.was_up {

@@ -48,7 +48,10 @@ impl Own {
     fn open(&mut self) {
         let own = std::env::current_exe().unwrap();
         let fake_vm = own.parent().unwrap().parent().unwrap().join("examples/fake_vm");
-        assert!(fake_vm.exists(), "`cargo test` builds it; with --test: cargo build -p mgmt-stub --example fake_vm");
+        assert!(
+            fake_vm.exists(),
+            "`cargo test` builds it; with --test: cargo build -p mgmt-stub --example fake_vm"
+        );
         let programs = Programs {
             ssvm: fake_vm.clone(),
             console_proxy: fake_vm,
