@@ -36,8 +36,9 @@ use crate::store::instance::{Instance, InstanceType};
 
 /// After something that could not be done, and between two looks at what nobody reports.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks: many changes at once are one look.
+/// Between two looks, at least: many changes at once are one look. With very many VMs as long as the look took.
 const REST: Duration = Duration::from_millis(20);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Between two looks for VMs that the driver has and the store does not know.
 const TIDY: Duration = Duration::from_mins(1);
 /// VMs that are followed at the same time: the store commits what they ask for together.
@@ -136,6 +137,7 @@ impl Keeper {
         loop {
             power.borrow_and_update();
             settings.borrow_and_update();
+            let began = Instant::now();
             let wait = match self.pass().await {
                 Ok(wait) => wait,
                 Err(error) => {
@@ -143,6 +145,7 @@ impl Keeper {
                     TRY_AGAIN
                 }
             };
+            tokio::time::sleep(began.elapsed().clamp(REST, LONGEST_REST)).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -154,7 +157,6 @@ impl Keeper {
             while let Some(done) = self.tasks.try_join_next() {
                 self.done(done).await;
             }
-            tokio::time::sleep(REST).await;
         }
     }
 

@@ -38,7 +38,7 @@ pub(crate) async fn patiently<T>(what: &str, limit: Duration, mut holds: impl As
             if let Some(found) = holds().await {
                 return found;
             }
-            tokio::time::sleep((limit / 3000).max(Duration::from_millis(10))).await;
+            tokio::time::sleep(limit / 1000).await;
         }
     });
     waited.await.unwrap_or_else(|_| panic!("{what}: not within {limit:?}"))
