@@ -13,6 +13,7 @@
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
 //! | [`zone`] | what a zone does: the parts below, together |
+//! | [`zone_network`] | the networks of a zone whose VMs run on this machine |
 //! | [`scanner`] | which system VMs a zone lacks |
 //! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
@@ -75,3 +76,4 @@ pub mod system_vms;
 pub mod template_sync;
 pub mod web;
 pub mod zone;
+pub mod zone_network;

@@ -74,6 +74,11 @@ impl Image {
     }
 }
 
+/// Compiles what goes into the image, so that [`ensure`] finds it done.
+pub(crate) async fn compile_ahead() -> anyhow::Result<()> {
+    programs::compile_ahead().await
+}
+
 /// Makes sure that the image is there; its directory.
 pub(crate) async fn ensure(wanted: &Image) -> anyhow::Result<PathBuf> {
     let novnc = assets::novnc().await?;

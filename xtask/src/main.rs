@@ -99,6 +99,8 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Test { install } => {
             if steps.run("environment", tools::ensure(&tools::ALL, install)).await {
+                // Its last minutes are one thread's: they fit beside everything else.
+                let programs = tokio::spawn(image::compile_ahead());
                 lint(&mut steps).await;
                 steps.run("deny", cargo(&DENY)).await;
                 // System tests run the programs as built, and cargo does not build those of other crates for them.
@@ -107,6 +109,7 @@ async fn run(task: Task) -> anyhow::Result<ExitCode> {
                 steps
                     .run("guest", async { guest::ensure(install).await.map(drop) })
                     .await;
+                steps.run("programs", async { programs.await? }).await;
                 let image = image::Image::for_tests(install);
                 steps
                     .run("image", async { image::ensure(&image).await.map(drop) })

@@ -140,11 +140,12 @@ impl Report {
             .change(|state| state.results.push((check, self.scenario, result)));
     }
 
-    /// Lets another scenario run while this one only waits.
-    pub(crate) async fn wait_idle(&self, lane: &mut Lane, time: Duration) {
+    /// Lets another scenario run while this one keeps no processor busy.
+    pub(crate) async fn aside<T>(&self, lane: &mut Lane, work: impl Future<Output = T>) -> T {
         lane.0 = None;
-        tokio::time::sleep(time).await;
+        let done = work.await;
         *lane = Lane::enter().await;
+        done
     }
 
     /// What took how long, for people.

@@ -29,18 +29,7 @@ const SEPARATOR: &str = "\x1f";
 /// Compiles them and puts them into `directory`; cargo knows when there is nothing to do.
 pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
     let here = Places::find().await?;
-    let compile = |verb: &str, profile: &str| {
-        Cmd::new("cargo")
-            .args([verb, "--profile", profile])
-            .args(["--target", TARGET, "--target-dir", TARGET_DIRECTORY])
-            .env("CARGO_ENCODED_RUSTFLAGS", here.rust_flags())
-            .env("CFLAGS", here.c_flags())
-    };
-    let packages = DAEMONS.iter().flat_map(|name| ["--package", name]);
-    must_succeed(&compile("build", PROFILE).args(packages)).await?;
-    let init = compile("rustc", INIT_PROFILE).args(["--package", INIT, "--bin", INIT]);
-    must_succeed(&init.args(["--", "-C", "target-feature=+crt-static"])).await?;
-
+    compile(&here, &[]).await?;
     fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     let all = DAEMONS
         .map(|name| (PROFILE, name))
@@ -56,6 +45,27 @@ pub(super) async fn build(directory: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     Ok(directory.to_owned())
+}
+
+/// Only compiles them, saying nothing but what is wrong: while something else is said. cargo keeps what comes of it where
+/// it keeps nothing else, so neither waits for the other.
+pub(super) async fn compile_ahead() -> anyhow::Result<()> {
+    compile(&Places::find().await?, &["--quiet"]).await
+}
+
+async fn compile(here: &Places, options: &[&str]) -> anyhow::Result<()> {
+    let compile = |verb: &str, profile: &str| {
+        Cmd::new("cargo")
+            .args([verb, "--profile", profile])
+            .args(options)
+            .args(["--target", TARGET, "--target-dir", TARGET_DIRECTORY])
+            .env("CARGO_ENCODED_RUSTFLAGS", here.rust_flags())
+            .env("CFLAGS", here.c_flags())
+    };
+    let packages = DAEMONS.iter().flat_map(|name| ["--package", name]);
+    must_succeed(&compile("build", PROFILE).args(packages)).await?;
+    let init = compile("rustc", INIT_PROFILE).args(["--package", INIT, "--bin", INIT]);
+    must_succeed(&init.args(["--", "-C", "target-feature=+crt-static"])).await
 }
 
 /// Directories of this machine that a compiler would write into what it makes, and what is written instead. What is

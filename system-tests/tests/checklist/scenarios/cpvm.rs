@@ -64,10 +64,10 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
         ];
         only_open(&site, &[VM.control(), MANAGEMENT, PUBLIC], &wanted, &maybe).await
     };
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
 
     server.kill();
-    report.wait_idle(&mut lane, DOWN).await;
+    report.aside(&mut lane, tokio::time::sleep(DOWN)).await;
     server.start_again("192.0.2.10", &[]).await?;
     let first = server.agent_up(NAME, UP_LIMIT).await;
     let all = async {

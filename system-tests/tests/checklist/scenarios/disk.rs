@@ -25,7 +25,7 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let line = VM.line(&host)?;
     let vm = like(VM, &site).disk_gib(8).may_reboot().boot().await?;
     vm.up().await?;
-    report.wait_idle(&mut lane, LATE).await;
+    report.aside(&mut lane, tokio::time::sleep(LATE)).await;
     let waits = async {
         let state = vm.text(&["systemctl", "is-system-running"]).await?;
         ensure!(state == "running\n", "after three minutes without a line it is {state}");

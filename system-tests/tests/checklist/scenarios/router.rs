@@ -17,7 +17,7 @@ const VM: Example = Example::Router;
 /// Item 21: of the version answer, which waits for the end of the boot.
 const VERSION_LIMIT: Duration = Duration::from_mins(4);
 
-pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
+pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let site = Site::new().await?;
     let host = Ssh::new(&site.net, VM.control()).await?.time_limit(VERSION_LIMIT);
     let vm = Vm::new(Format::Qcow2).net(&site.net).memory_mib(256).bus(Bus::Ide);
@@ -74,7 +74,7 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
         let maybe = ["10.1.1.1 udp/53", "10.1.1.1 udp/67", "10.1.1.1 tcp/80"];
         only_open(&site, &addresses, &wanted, &maybe).await
     };
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
     Ok(())
 }
 

@@ -77,7 +77,7 @@ impl Zone {
     }
 }
 
-pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
+pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let mut zone = Zone::start().await?;
     let (site, host) = (&zone.site.clone(), &zone.host.clone());
     // Another MTU than NICs have anyway, so that it is seen.
@@ -122,7 +122,7 @@ pub(crate) async fn run(report: Report, _lane: Lane) -> anyhow::Result<()> {
         let addresses = [[VM.control()].as_slice(), &ELSEWHERE].concat();
         only_open(site, &addresses, &["169.254.14.87 tcp/3922"], &service::SERVICES).await
     };
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
 
     service::certificate(&report, &vm, &mut zone).await;
 

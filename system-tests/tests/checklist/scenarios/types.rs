@@ -23,12 +23,12 @@ async fn start(example: Example) -> anyhow::Result<(Site, Ssh, Booted)> {
     Ok((site, host, vm))
 }
 
-pub(crate) async fn vpc(report: Report, _lane: Lane) -> anyhow::Result<()> {
+pub(crate) async fn vpc(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let (site, host, vm) = start(Example::VpcRouter).await?;
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     report.item(35, &vm, nics_come_and_go(&report, &site, &host, &vm)).await;
     let ports = only_open(&site, &["169.254.88.19"], &["169.254.88.19 tcp/3922"], &[]);
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
     Ok(())
 }
 
@@ -71,7 +71,7 @@ async fn nics_come_and_go(report: &Report, site: &Site, host: &Ssh, vm: &Booted)
     Ok(())
 }
 
-pub(crate) async fn dhcp_server(report: Report, _lane: Lane) -> anyhow::Result<()> {
+pub(crate) async fn dhcp_server(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let (site, host, vm) = start(Example::DhcpServer).await?;
     let services = [("dnsmasq", true), ("haproxy", false), ("cloud", false)];
     report.item(36, &vm, units_are(&host, &services)).await;
@@ -82,7 +82,7 @@ pub(crate) async fn dhcp_server(report: Report, _lane: Lane) -> anyhow::Result<(
         &["169.254.9.9 tcp/3922", "203.0.113.40 tcp/53"],
         &["203.0.113.40 udp/53", "203.0.113.40 udp/67", "203.0.113.40 tcp/80"],
     );
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
     let ends = async {
         vm.shut_down().await?;
         vm.ended(Duration::from_mins(1)).await.map(drop)
@@ -91,7 +91,7 @@ pub(crate) async fn dhcp_server(report: Report, _lane: Lane) -> anyhow::Result<(
     Ok(())
 }
 
-pub(crate) async fn load_balancer(report: Report, _lane: Lane) -> anyhow::Result<()> {
+pub(crate) async fn load_balancer(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     let (site, host, vm) = start(Example::LoadBalancer).await?;
     // Its network is another one than that of the other examples.
     site.net.ip("address add 10.10.1.1/24 dev guest").await?;
@@ -104,6 +104,6 @@ pub(crate) async fn load_balancer(report: Report, _lane: Lane) -> anyhow::Result
     report.item(36, &vm, units_are(&host, &services)).await;
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     let ports = only_open(&site, &["10.10.1.250", "169.254.77.1"], &["169.254.77.1 tcp/3922"], &[]);
-    report.check(Check::Ports, Some(&vm), ports).await;
+    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
     Ok(())
 }
