@@ -32,8 +32,8 @@ const MIN_MEMORY_MIB: u32 = 16;
 const MAX_CPUS: u32 = 255;
 /// Slots of the one PCI bus of `-machine pc` that are left for disks and NICs.
 const MAX_DEVICES: usize = 20;
-/// Ports above 5900 among which QEMU looks for a free one.
-const SCREENS: u16 = 9999;
+/// Ports after 5900 among which QEMU looks for a free one: as many as the zone's firewall lets console proxies reach.
+const SCREENS: u16 = 999;
 
 /// A VM. Kept in a file beside its sockets; has no secrets.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

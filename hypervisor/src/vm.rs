@@ -47,6 +47,8 @@ const AGENT_LIMIT: Duration = Duration::from_secs(2);
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// For a QEMU that was asked to end to write what it has, and to be gone.
 const QUIT_LIMIT: Duration = Duration::from_secs(10);
+/// For a QEMU that has closed its monitor to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Behind ourselves: whoever manages VMs must have an answer while they are busy.
 const NICENESS: &str = "5";
 /// Bytes of the files that we have written.
@@ -202,9 +204,11 @@ impl Vm {
         let (qmp, events) = match connected {
             Ok(connected) => connected,
             Err(error) => {
+                // A QEMU that does not like something may open its monitor before it says so.
+                let ended = timeout(LAST_WORDS, detached.wait()).await;
                 process.stop(Duration::ZERO).await;
                 limits::remove(machine).await;
-                return Err(error);
+                return Err(ended.map_or(error, |ended| ended_at_once(ended, &places)));
             }
         };
         info!(vm = machine.name, pid = process.pid(), "VM started");

@@ -37,6 +37,11 @@ pub trait Driver: Send + Sync + 'static {
     /// Asks it to end, and powers it off if it does not.
     fn stop<'a>(&'a self, name: &'a str) -> Doing<'a, ()>;
 
+    /// Powers it off without asking it.
+    fn power_off<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {
+        self.stop(name)
+    }
+
     /// Powers it off and removes what was made for it.
     fn destroy<'a>(&'a self, name: &'a str) -> Doing<'a, ()>;
 

@@ -18,8 +18,12 @@
 //! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
+//! | [`host`] | keeps the disks of VMs, as a KVM host does |
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
+//! | [`user_vms`] | makes, starts and ends VMs of users |
+//! | [`usage`] | what VMs use of this machine |
+//! | [`offering`] | how big those are |
 //! | [`downloads`] | brings templates to image stores |
 //! | [`template_sync`] | compares a store with what should be on it |
 //! | [`console`] | lets users see screens |
@@ -55,6 +59,7 @@ pub mod download_state;
 pub mod downloads;
 pub mod driver;
 pub mod hooks;
+pub mod host;
 pub mod host_status;
 pub mod instance_state;
 pub mod jobs;
@@ -62,6 +67,7 @@ mod link;
 pub mod live;
 pub mod management;
 pub mod metrics;
+pub mod offering;
 pub mod page;
 pub mod password;
 mod random;
@@ -74,6 +80,8 @@ mod startup;
 pub mod store;
 pub mod system_vms;
 pub mod template_sync;
+pub mod usage;
+pub mod user_vms;
 pub mod web;
 pub mod zone;
 pub mod zone_network;

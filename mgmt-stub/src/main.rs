@@ -22,6 +22,7 @@ use mgmt_stub::store::host::Host;
 use mgmt_stub::store::id::{PodId, ZoneId};
 use mgmt_stub::store::{OpenError, Store};
 use mgmt_stub::system_vms::{Place, SystemVms};
+use mgmt_stub::user_vms::UserVms;
 use mgmt_stub::web::WebServer;
 use mgmt_stub::zone::{Zone, ZoneHooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -352,7 +353,8 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
             Some(SystemVms::new(store, agents, configuration.clone(), ca, driver, place))
         }
     };
-    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
+    let user_vms = user_vms(&store, &configuration, system_vms.as_ref(), data_dir).await?;
+    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms, user_vms);
     hooks.set(zone.clone());
     let management = Arc::new(Management::new(store, agents, configuration, zone.clone()).await?);
     let administrator = management.store.administrator().await?.user;
@@ -368,7 +370,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
-    background.spawn(zone.run(books, stopping.clone()));
+    background.spawn(zone.run(books, management.store.clone(), stopping.clone()));
     let (purging, until) = (Arc::clone(&management), stopping.clone());
     background.spawn(async move { purging.purge(until).await });
     server
@@ -380,6 +382,22 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     while background.join_next().await.is_some() {}
     management.jobs.stop().await;
     Ok(())
+}
+
+/// Where disks of instances are, if the driver runs virtual machines.
+async fn user_vms(
+    store: &Store,
+    configuration: &Configuration,
+    system_vms: Option<&SystemVms>,
+    data_dir: &Path,
+) -> anyhow::Result<Option<UserVms>> {
+    let driver = system_vms.map(SystemVms::shared_driver);
+    let Some(driver) = driver.filter(|driver| driver.hypervisor() != "External") else {
+        return Ok(None);
+    };
+    let path = std::path::absolute(data_dir.join("primary"))?;
+    let opened = UserVms::open(store.clone(), configuration.clone(), driver, ZoneId(1), path).await;
+    Ok(Some(opened.context("opening primary storage")?))
 }
 
 async fn add_image_stores(store: &Store, arguments: &Serve) -> anyhow::Result<()> {

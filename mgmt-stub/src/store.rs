@@ -55,10 +55,14 @@ mod row;
 /// Browser sessions.
 pub mod session;
 mod setting;
+/// Primary storage.
+pub mod storage_pool;
 /// Labels on anything that has a UUID.
 pub mod tag;
 /// Templates and ISOs.
 pub mod template;
+/// VMs of users that we run, and their disks.
+pub mod user_vm;
 /// Zones and pods.
 pub mod zone;
 
@@ -72,6 +76,7 @@ const MIGRATIONS: Migrations = &[
     (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
     (4, include_str!("store/migrations/0004_proxies_of_others.sql")),
     (5, include_str!("store/migrations/0005_nics.sql")),
+    (6, include_str!("store/migrations/0006_user_vms.sql")),
 ];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.

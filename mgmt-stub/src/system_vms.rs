@@ -111,6 +111,11 @@ impl SystemVms {
         &self.inner.place
     }
 
+    /// Likewise, for others who need it.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// Looks at the pools now rather than at the next scan.
     pub fn look_now(&self) {
         self.inner.wake.notify_one();

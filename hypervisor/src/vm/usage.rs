@@ -21,7 +21,10 @@ pub struct Usage {
 
 impl Usage {
     /// Of a process, whose network namespace has these taps.
-    pub(super) fn of<'a>(pid: i32, taps: impl Iterator<Item = &'a str>) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn of<'a>(pid: i32, taps: impl Iterator<Item = &'a str>) -> io::Result<Self> {
         let odd = |what: &str| {
             io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -138,6 +138,12 @@ settings! {
             "Hypervisors that templates may be for, comma-separated.";
         JOB_EXPIRE_MINUTES = "job.expire.minutes" MINUTES, "1440",
             "Time (minutes) that finished jobs are kept.";
+        EXPUNGE_DELAY = "expunge.delay" SECONDS, "86400",
+            "Time (seconds) after which an instance that was destroyed is removed for good.";
+        EXPUNGE_INTERVAL = "expunge.interval" SECONDS, "86400",
+            "Time (seconds) between two looks for instances to remove for good.";
+        ALLOW_USER_EXPUNGE_RECOVER_VM = "allow.user.expunge.recover.vm" Flag, "false",
+            "Whether users may remove their instances for good at once, and recover those that they have destroyed.";
         EVENT_PURGE_DELAY = "event.purge.delay" DAYS, "15",
             "Time (days) that events are kept; 0 is for ever.";
         ALERT_PURGE_DELAY = "alert.purge.delay" DAYS, "0",

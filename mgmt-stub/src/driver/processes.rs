@@ -23,7 +23,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Doing, Driver, DriverError, Power, Purpose, VmSpec, check_name};
+use super::{Doing, Driver, DriverError, Power, Purpose, Usage, VmSpec, check_name};
 
 /// From SIGTERM to SIGKILL: a console proxy says goodbye to its browsers, an SSVM writes its journal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -342,6 +342,22 @@ impl Driver for Processes {
 
     fn parallel_starts(&self) -> usize {
         8
+    }
+
+    /// Of the network a program uses this machine's: nobody counts its part.
+    fn usage(&self, name: &str) -> Option<Usage> {
+        let Some(Known::On(process)) = self.known().get(name).cloned() else {
+            return None;
+        };
+        let used = hypervisor::vm::Usage::of(process.pid(), std::iter::empty()).ok();
+        // Its number may be another program's by now.
+        let used = used.filter(|_| process.is_alive())?;
+        Some(Usage {
+            cpu: used.cpu,
+            memory: used.memory,
+            received: used.received,
+            sent: used.sent,
+        })
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

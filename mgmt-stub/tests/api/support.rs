@@ -73,7 +73,7 @@ impl Server {
         let store = Store::open(directory.path()).unwrap();
         let agents = Agents::new(store.clone());
         let configuration = Configuration::load(store.clone()).await.unwrap();
-        let (zone, _books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), None);
+        let (zone, _books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), None, None);
         let management = Management::new(store, agents, configuration, zone).await.unwrap();
         let management = Arc::new(management);
         let web = WebServer::bind((Ipv4Addr::LOCALHOST, 0).into(), directory.path())

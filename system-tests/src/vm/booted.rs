@@ -28,6 +28,8 @@ use crate::qmp::Monitor;
 const RUN_LIMIT: Duration = Duration::from_mins(1);
 /// For QEMU to open its sockets.
 const SOCKET_LIMIT: Duration = Duration::from_secs(30);
+/// For a QEMU that has closed its monitor to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// For the guest to let go of a NIC.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 /// For a killed QEMU to be gone, and reaped by whoever does that here.
@@ -68,10 +70,17 @@ impl Booted {
         let log = directory.path().join(evidence::QEMU_LOG);
         let mut running = qemu.spawn(&log)?;
         let socket = places.monitor();
-        let monitor = tokio::select! {
+        let ended_at_once = |status| anyhow::anyhow!("QEMU ended at once ({status})");
+        let mut monitor = tokio::select! {
             monitor = Monitor::connect(&socket) => monitor,
-            ended = running.wait() => Err(anyhow::anyhow!("QEMU ended at once ({})", ended?)),
+            ended = running.wait() => Err(ended_at_once(ended?)),
         };
+        // It may open its monitor before it finds something that it does not like.
+        if monitor.is_err()
+            && let Ok(ended) = timeout(LAST_WORDS, running.wait()).await
+        {
+            monitor = Err(ended_at_once(ended?));
+        }
         let monitor = monitor.with_context(|| {
             let printed = fs::read_to_string(&log).unwrap_or_default();
             format!("starting `{qemu}`: {}", printed.trim())

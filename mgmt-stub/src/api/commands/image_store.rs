@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{Flag, Id, Number, Text};
-use crate::api::command::{Call, Command, Field, Outcome, optional, ready};
+use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::error::ApiError;
 use crate::api::list;
 use crate::store::image_store::ImageStore;
@@ -36,19 +36,6 @@ pub(super) const COMMANDS: &[Command] = &[
         Field("disksizetotal", Number, "bytes, as a storage VM said last"),
         Field("disksizeused", Number, "bytes, as a storage VM said last"),
     ]),
-    Command::list(
-        "listStoragePools",
-        "Lists the storage pools; there are none without a hypervisor.",
-        |call| ready(list_storage_pools(&call)),
-    )
-    .takes(&[
-        optional("id", Id, "one storage pool"),
-        optional("name", Text, "its name"),
-        optional("zoneid", Id, "its zone"),
-        optional("podid", Id, "its pod"),
-        optional("clusterid", Id, "its cluster"),
-    ])
-    .answers(&[Field("id", Text, "the storage pool"), Field("name", Text, "its name")]),
 ];
 
 async fn list_image_stores(call: Call) -> Result<Outcome, ApiError> {
@@ -86,8 +73,4 @@ fn describe(store: &ImageStore, zone: &Zone) -> Value {
         "disksizetotal": store.total_bytes,
         "disksizeused": store.used_bytes,
     })
-}
-
-fn list_storage_pools(call: &Call) -> Result<Outcome, ApiError> {
-    list::answer(call, "storagepool", Vec::new())
 }
