@@ -9,6 +9,9 @@
 //! | [`vm`] | a QEMU that runs on its own: start, adopt, stop, watch |
 //! | [`accelerator`] | whether KVM works here |
 //! | [`disk`] | image files: what they are, and overlays on them |
+//! | [`network`] | bridges and taps in a network namespace of their own |
+//! | [`nfs`] | an NFS server in such a namespace |
+//! | [`ssh`] | into VMs |
 //! | [`qmp`] | QEMU's monitor |
 //! | [`guest_agent`] | the guest agent of QEMU |
 //! | [`guest_channel`] | the host's end of the guest channel |

@@ -1,5 +1,5 @@
-//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, and [`in_process`], which only pretends them.
-//! What all drivers have in common is said by the trait and asked by [`conformance`].
+//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, [`qemu`], and [`in_process`], which only
+//! pretends them. What all drivers have in common is said by the trait and asked by [`conformance`].
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
@@ -21,7 +21,9 @@ use crate::ca::Issued;
 
 pub mod conformance;
 pub mod in_process;
+mod last_words;
 pub mod processes;
+pub mod qemu;
 
 /// Something that takes a while.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>;
@@ -300,6 +302,35 @@ pub enum DriverError {
     /// The driver says why.
     #[error("{0} cannot be started: {1}")]
     Failed(String, String),
+    /// A step of its start.
+    #[error("step `{step}` of its start failed: {cause}{told}; {remedy}{console}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why, as far as we see it.
+        cause: String,
+        /// What the VM says; empty, or begins with `; `.
+        told: String,
+        /// What to do.
+        remedy: &'static str,
+        /// The end of its console; empty, or begins with `; `.
+        console: String,
+    },
+    /// Twice at once.
+    #[error("{0} is being started already")]
+    Busy(String),
+    /// Stopped or destroyed meanwhile.
+    #[error("the start of {0} was given up because it was told to stop")]
+    GivenUp(String),
+    /// Its task is gone.
+    #[error("the start of {0} was not finished; the management server is ending, or its log says more")]
+    Abandoned(String),
+    /// NICs.
+    #[error(transparent)]
+    Network(#[from] hypervisor::network::NetworkError),
+    /// QEMU.
+    #[error(transparent)]
+    Vm(#[from] hypervisor::vm::VmError),
     /// It hangs in the kernel.
     #[error("{name} (process {pid}) does not end, not even killed: it waits for a device or a file system")]
     Stuck {
@@ -310,13 +341,16 @@ pub enum DriverError {
     },
 }
 
+/// Bytes of a VM's name: it is a host name and a part of paths of sockets, which have at most 107.
+const MAX_NAME: usize = 64;
+
 /// Names become directories, and words of commands.
 ///
 /// # Errors
 /// It is no name.
 pub(crate) fn check_name(name: &str) -> Result<(), DriverError> {
     let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if is_good && name.len() <= 255 && !name.starts_with('-') {
+    if is_good && name.len() <= MAX_NAME && !name.starts_with('-') {
         Ok(())
     } else {
         Err(DriverError::Name(name.to_owned()))

@@ -19,6 +19,7 @@
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
 //! | [`host`] | keeps the disks of VMs, as a KVM host does |
+//! | [`embedded`] | this machine as the zone's host, with VMs under QEMU |
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
 //! | [`user_vms`] | makes, starts and ends VMs of users |
@@ -58,6 +59,7 @@ pub mod console;
 pub mod download_state;
 pub mod downloads;
 pub mod driver;
+pub mod embedded;
 pub mod hooks;
 pub mod host;
 pub mod host_status;

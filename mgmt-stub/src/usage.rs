@@ -75,7 +75,11 @@ impl Usages {
                 }
             };
             let is_on = |state| matches!(state, InstanceState::Starting | InstanceState::Running);
-            let names: Vec<String> = instances.into_iter().filter(|vm| is_on(vm.state)).map(|vm| vm.name).collect();
+            let names: Vec<String> = instances
+                .into_iter()
+                .filter(|vm| is_on(vm.state))
+                .map(|vm| vm.name)
+                .collect();
             let (driver, usages) = (Arc::clone(&driver), self.clone());
             // Drivers read files of the kernel for this.
             let look = tokio::task::spawn_blocking(move || {
@@ -114,7 +118,9 @@ impl Usages {
     pub fn since(&self, name: &str, after: Option<OffsetDateTime>) -> Vec<Sample> {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let ring = rings.get(name).into_iter().flatten();
-        ring.filter(|sample| after.is_none_or(|after| sample.at > after)).copied().collect()
+        ring.filter(|sample| after.is_none_or(|after| sample.at > after))
+            .copied()
+            .collect()
     }
 
     /// Changes with each look.
@@ -125,7 +131,9 @@ impl Usages {
 
 /// Counters begin anew with each start: then the difference is what is there.
 fn sample(before: Option<&Sample>, at: OffsetDateTime, total: Usage) -> Sample {
-    let elapsed = before.map(|before| (at - before.at).unsigned_abs()).filter(|elapsed| !elapsed.is_zero());
+    let elapsed = before
+        .map(|before| (at - before.at).unsigned_abs())
+        .filter(|elapsed| !elapsed.is_zero());
     let last = before.map(|before| before.total).unwrap_or_default();
     let per = |now: u128, then: u128, unit: u128| {
         let Some(elapsed) = elapsed else { return 0 };
@@ -185,7 +193,11 @@ mod tests {
             usages.note(at(second), vec![(usage(0, 0), "v-1-VM".into())]);
         }
         assert_eq!(usages.since("v-1-VM", None).len(), MAX_SAMPLES);
-        let late: Vec<_> = usages.since("v-1-VM", Some(at(397))).iter().map(|sample| sample.at).collect();
+        let late: Vec<_> = usages
+            .since("v-1-VM", Some(at(397)))
+            .iter()
+            .map(|sample| sample.at)
+            .collect();
         assert_eq!(late, [at(398), at(399)]);
         usages.note(at(400), vec![(usage(0, 0), "v-2-VM".into())]);
         assert_eq!(usages.latest("v-1-VM"), None);

@@ -44,13 +44,18 @@ impl Zone {
         user_vms: Option<UserVms>,
     ) -> (Self, Books) {
         let proxies = match &system_vms {
-            Some(_) => Proxies::Own,
+            Some(system_vms) => Proxies::Own(system_vms.place().console.ip()),
             None => Proxies::Connected,
         };
         let of_users = user_vms.as_ref().map(UserVms::shared_driver);
         let driver = system_vms.as_ref().map(SystemVms::shared_driver).or(of_users);
-        let (consoles, books) =
-            Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies, driver.clone());
+        let (consoles, books) = Consoles::new(
+            store.clone(),
+            agents.clone(),
+            configuration.clone(),
+            proxies,
+            driver.clone(),
+        );
         let zone = Self {
             system_vms,
             user_vms,

@@ -68,7 +68,7 @@ const OTHER: &str = "v-902-VM";
 
 async fn bad_names(subject: &mut dyn Subject) -> Result<(), Broken> {
     let case = "a name that is none";
-    for name in ["", "..", "a/b", "a\0b", "s-1-VM\n", "-x", &"x".repeat(256)] {
+    for name in ["", "..", "a/b", "a\0b", "s-1-VM\n", "-x", &"x".repeat(65)] {
         let started = subject.driver().start(&subject.spec(name)).await;
         expect(case, matches!(started, Err(DriverError::Name(_))), || {
             format!("start of {name:?} answered {started:?}")

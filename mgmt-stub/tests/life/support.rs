@@ -142,12 +142,18 @@ impl TestZone {
         let agents = server.agents();
         let shared = Arc::new(driver.clone());
         let vms = SystemVms::new(store.clone(), agents.clone(), configuration.clone(), ca, shared, place);
-        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), Some(vms.clone()));
+        let (zone, books) = Zone::new(
+            store.clone(),
+            agents.clone(),
+            configuration.clone(),
+            Some(vms.clone()),
+            None,
+        );
         hooks.set(zone.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let tasks = vec![
-            tokio::spawn(zone.run(books, stop.clone())),
+            tokio::spawn(zone.run(books, store.clone(), stop.clone())),
             tokio::spawn(server.serve(async move { stopped.cancelled().await })),
         ];
         Self {
