@@ -179,7 +179,13 @@ impl SystemVms {
         if was_stopped {
             return Ok(vm);
         }
-        match self.inner.driver.stop(&vm.name).await {
+        let driver = &self.inner.driver;
+        // What hangs cannot be asked.
+        let ended = match driver.silent_since(&vm.name) {
+            Some(_) => driver.power_off(&vm.name).await,
+            None => driver.stop(&vm.name).await,
+        };
+        match ended {
             Ok(()) => {
                 let event = InstanceEvent::OperationSucceeded;
                 let vm = store.instance_event(&vm, event, reason).await?;
