@@ -287,10 +287,7 @@ mod tests {
     fn an_ssvm_with_a_storage_nic_gets_the_line_that_cloudstack_sends_and_understands_it() {
         let mut machine = machine("s-1-VM");
         machine.nics.push(Nic {
-            address: Some((
-                "198.51.100.30".parse().unwrap(),
-                "255.255.255.0".parse().unwrap(),
-            )),
+            address: Some(("198.51.100.30".parse().unwrap(), "255.255.255.0".parse().unwrap())),
             gateway: Some("198.51.100.1".parse().unwrap()),
             is_default: false,
         });
@@ -311,7 +308,9 @@ mod tests {
         );
         let vm = read(&line);
         assert_eq!(vm.machine.nics.len(), 4);
-        let Role::SecondaryStorage(read) = vm.role else { panic!() };
+        let Role::SecondaryStorage(read) = vm.role else {
+            panic!()
+        };
         assert_eq!(read.agent.guid, "s-1-VM");
         assert_eq!(read.nfs_version.as_deref(), Some("4.1"));
         assert_eq!(read.stores, ["198.51.100.5"]);
@@ -326,7 +325,11 @@ mod tests {
         let line = secondary_storage(&machine, &ssvm());
         assert_eq!(read(&line).machine.nics.len(), 3);
         for word in ["storage", "eth3", "authorized_key"] {
-            assert!(!line.expose().contains(&format!(" {word}")), "{word}: {}", line.expose());
+            assert!(
+                !line.expose().contains(&format!(" {word}")),
+                "{word}: {}",
+                line.expose()
+            );
         }
     }
 }

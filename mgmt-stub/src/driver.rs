@@ -1,4 +1,4 @@
-//! Who runs VMs. So far: [`processes`], for which a system VM is an ordinary program.
+//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, and [`qemu`].
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
@@ -18,7 +18,9 @@ use tokio::sync::watch;
 
 use crate::ca::Issued;
 
+mod last_words;
 pub mod processes;
+pub mod qemu;
 
 /// Something that takes a while.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>;
@@ -294,6 +296,35 @@ pub enum DriverError {
     /// The program.
     #[error(transparent)]
     Exec(#[from] platform::exec::ExecError),
+    /// A step of its start.
+    #[error("step `{step}` of its start failed: {cause}{told}; {remedy}{console}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why, as far as we see it.
+        cause: String,
+        /// What the VM says; empty, or begins with `; `.
+        told: String,
+        /// What to do.
+        remedy: &'static str,
+        /// The end of its console; empty, or begins with `; `.
+        console: String,
+    },
+    /// Twice at once.
+    #[error("{0} is being started already")]
+    Busy(String),
+    /// Stopped or destroyed meanwhile.
+    #[error("the start of {0} was given up because it was told to stop")]
+    GivenUp(String),
+    /// Its task is gone.
+    #[error("the start of {0} was not finished; the management server is ending, or its log says more")]
+    Abandoned(String),
+    /// NICs.
+    #[error(transparent)]
+    Network(#[from] hypervisor::network::NetworkError),
+    /// QEMU.
+    #[error(transparent)]
+    Vm(#[from] hypervisor::vm::VmError),
     /// It hangs in the kernel.
     #[error("{name} (process {pid}) does not end, not even killed: it waits for a device or a file system")]
     Stuck {

@@ -13,11 +13,13 @@
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
 //! | [`zone`] | what a zone does: the parts below, together |
+//! | [`zone_network`] | the networks of a zone whose VMs run on this machine |
 //! | [`scanner`] | which system VMs a zone lacks |
 //! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
 //! | [`host`] | keeps the disks of VMs, as a KVM host does |
+//! | [`embedded`] | this machine as the zone's host, with VMs under QEMU |
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
 //! | [`user_vms`] | makes, starts and ends VMs of users |
@@ -57,6 +59,7 @@ pub mod console;
 pub mod download_state;
 pub mod downloads;
 pub mod driver;
+pub mod embedded;
 pub mod hooks;
 pub mod host;
 pub mod host_status;
@@ -83,3 +86,4 @@ pub mod usage;
 pub mod user_vms;
 pub mod web;
 pub mod zone;
+pub mod zone_network;

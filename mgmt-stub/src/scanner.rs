@@ -97,7 +97,10 @@ pub fn console_proxies(pool: &[Member], settings: &PoolSettings) -> Action {
     let free = capacity.saturating_sub(total(pool.iter().filter(is_of_use).map(|proxy| proxy.load)));
     if free > settings.capacity_standby {
         let is_room_without_one = free.saturating_sub(settings.session_max) > settings.capacity_standby;
-        let mut idle = pool.iter().rev().filter(|proxy| proxy.state == Running && proxy.load == 0 && proxy.is_idle);
+        let mut idle = pool
+            .iter()
+            .rev()
+            .filter(|proxy| proxy.state == Running && proxy.load == 0 && proxy.is_idle);
         return match idle.next() {
             Some(idle) if settings.scale_down && is_room_without_one => Action::Destroy(idle.id),
             _ => Action::Nothing("there is room for more sessions"),
@@ -266,15 +269,24 @@ mod tests {
             ..PoolSettings::CONSOLE_PROXY
         };
         let shrink = |members: &[(InstanceState, u32)]| console_proxies(&pool(members), &shrinking);
-        assert!(matches!(proxies(&[(Running, 0), (Running, 0)]), Action::Nothing(_)), "off by default");
+        assert!(
+            matches!(proxies(&[(Running, 0), (Running, 0)]), Action::Nothing(_)),
+            "off by default"
+        );
         assert_eq!(shrink(&[(Running, 0), (Running, 0)]), Action::Destroy(InstanceId(2)));
         assert_eq!(shrink(&[(Running, 0), (Running, 39)]), Action::Destroy(InstanceId(1)));
         assert!(
             matches!(shrink(&[(Running, 0), (Running, 40)]), Action::Nothing(_)),
             "alone it would call for another"
         );
-        assert!(matches!(shrink(&[(Running, 1), (Running, 1)]), Action::Nothing(_)), "all are in use");
-        assert!(matches!(shrink(&[(Running, 0)]), Action::Nothing(_)), "the last one stays");
+        assert!(
+            matches!(shrink(&[(Running, 1), (Running, 1)]), Action::Nothing(_)),
+            "all are in use"
+        );
+        assert!(
+            matches!(shrink(&[(Running, 0)]), Action::Nothing(_)),
+            "the last one stays"
+        );
         let mut busy_lately = pool(&[(Running, 0), (Running, 0)]);
         busy_lately.iter_mut().for_each(|member| member.is_idle = false);
         assert!(matches!(console_proxies(&busy_lately, &shrinking), Action::Nothing(_)));

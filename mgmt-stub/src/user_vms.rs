@@ -218,7 +218,13 @@ impl UserVms {
                 continue;
             };
             // Whoever held the lock may have moved it.
-            let Some(vm) = self.inner.store.instance(vm.id).await?.filter(|vm| vm.removed.is_none()) else {
+            let Some(vm) = self
+                .inner
+                .store
+                .instance(vm.id)
+                .await?
+                .filter(|vm| vm.removed.is_none())
+            else {
                 continue;
             };
             self.follow(&vm).await;
@@ -348,7 +354,9 @@ impl UserVms {
             }
             Err(error) => {
                 let why = format!("cannot be started: {}", chain(&error));
-                store.instance_event(&vm, InstanceEvent::OperationFailed, why.as_str()).await?;
+                store
+                    .instance_event(&vm, InstanceEvent::OperationFailed, why.as_str())
+                    .await?;
                 Err(error)
             }
         }
@@ -393,14 +401,18 @@ impl UserVms {
             InstanceState::Running | InstanceState::Stopping => {}
             _ => return Err(wrong_state(&vm, "Running")),
         }
-        let vm = store.instance_event(&vm, InstanceEvent::StopRequested, "being stopped").await?;
+        let vm = store
+            .instance_event(&vm, InstanceEvent::StopRequested, "being stopped")
+            .await?;
         let stopped = if forced {
             self.inner.driver.power_off(&vm.name).await
         } else {
             self.inner.driver.stop(&vm.name).await
         };
         match stopped.map_err(of_driver("stop", &vm)) {
-            Ok(()) => Ok(store.instance_event(&vm, InstanceEvent::OperationSucceeded, reason).await?),
+            Ok(()) => Ok(store
+                .instance_event(&vm, InstanceEvent::OperationSucceeded, reason)
+                .await?),
             Err(error) => {
                 let why = format!("cannot be stopped: {}", chain(&error));
                 store.instance_event(&vm, InstanceEvent::OperationFailed, why).await?;
@@ -483,7 +495,11 @@ impl UserVms {
     async fn expunge_locked(&self, vm: Instance) -> Result<Instance, UserVmError> {
         let event = InstanceEvent::ExpungeOperation;
         let vm = self.inner.store.instance_event(&vm, event, "being removed").await?;
-        self.inner.driver.destroy(&vm.name).await.map_err(of_driver("remove", &vm))?;
+        self.inner
+            .driver
+            .destroy(&vm.name)
+            .await
+            .map_err(of_driver("remove", &vm))?;
         self.remove_disk(&vm).await?;
         self.inner.store.remove_instance(vm.id).await?;
         self.inner.locks.forget(vm.id);

@@ -44,7 +44,7 @@ impl Zone {
         user_vms: Option<UserVms>,
     ) -> (Self, Books) {
         let proxies = match &system_vms {
-            Some(_) => Proxies::Own,
+            Some(system_vms) => Proxies::Own(system_vms.place().console.ip()),
             None => Proxies::Connected,
         };
         let of_users = user_vms.as_ref().map(UserVms::shared_driver);

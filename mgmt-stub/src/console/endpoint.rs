@@ -119,8 +119,8 @@ pub struct Consoles {
 /// Whose console proxies are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proxies {
-    /// Those that this server has made, and no others.
-    Own,
+    /// Those that this server has made, and no others. They are reached at an address of this machine, each at its port.
+    Own(IpAddr),
     /// Those that connect: there is no driver, somebody else starts them.
     Connected,
 }
@@ -146,11 +146,11 @@ struct Candidate {
 
 impl Candidate {
     /// One of ours; it serves where it was told to.
-    fn own(vm: &Instance, host: &Host) -> Option<Self> {
+    fn own(vm: &Instance, host: &Host, address: IpAddr) -> Option<Self> {
         Some(Self {
             host: host.id,
             name: vm.name.clone(),
-            address: vm.public_ip?,
+            address,
             port: vm.console_port?,
             sessions: vm.active_sessions,
         })
@@ -340,9 +340,9 @@ impl Consoles {
         };
         let hosts = self.store.hosts().await?;
         let hosts = hosts.iter().filter(is_proxy);
-        if self.proxies == Proxies::Connected {
+        let Proxies::Own(address) = self.proxies else {
             return Ok(hosts.filter_map(Candidate::connected).collect());
-        }
+        };
         let instances = self.store.instances().await?;
         let own = |host: &Host| {
             let is_its = |proxy: &&Instance| {
@@ -350,7 +350,7 @@ impl Consoles {
                     && proxy.state == InstanceState::Running
                     && proxy.name == host.name
             };
-            Candidate::own(instances.iter().find(is_its)?, host)
+            Candidate::own(instances.iter().find(is_its)?, host, address)
         };
         Ok(hosts.filter_map(own).collect())
     }

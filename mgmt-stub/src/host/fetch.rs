@@ -124,7 +124,12 @@ impl Host {
         let _stop_if_dropped = stop.clone().drop_guard();
         let copy = move || {
             let mut options = fs::OpenOptions::new();
-            let mut file = options.read(true).write(true).create_new(true).mode(0o600).open(target)?;
+            let mut file = options
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(target)?;
             let mut copied = 0;
             while copied < length && !stop.is_cancelled() {
                 let part = io::copy(&mut (&mut source).take(PART.min(length - copied)), &mut file)?;
@@ -136,11 +141,22 @@ impl Host {
             }
             let mut header = Vec::new();
             file.seek(SeekFrom::Start(0))?;
-            file.take(u64::try_from(HEADER_LEN).unwrap_or(u64::MAX)).read_to_end(&mut header)?;
+            file.take(u64::try_from(HEADER_LEN).unwrap_or(u64::MAX))
+                .read_to_end(&mut header)?;
             Ok(header)
         };
-        let copied = tokio::task::spawn_blocking(copy).await.map_err(|_| HostError::Tool("be started"))?;
-        let header = copied.map_err(|source| self.full_or(length, HostError::Pool { operation: "write", source }))?;
+        let copied = tokio::task::spawn_blocking(copy)
+            .await
+            .map_err(|_| HostError::Tool("be started"))?;
+        let header = copied.map_err(|source| {
+            self.full_or(
+                length,
+                HostError::Pool {
+                    operation: "write",
+                    source,
+                },
+            )
+        })?;
         Ok(qcow2::judge(&header)?)
     }
 
@@ -188,9 +204,15 @@ impl Host {
         let private = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600));
         finished.set_permissions(private).map_err(of_pool("protect"))?;
         finished.sync_all().map_err(of_pool("write"))?;
-        let size = finished.metadata().map_err(of_pool("measure"))?.blocks().saturating_mul(512);
+        let size = finished
+            .metadata()
+            .map_err(of_pool("measure"))?
+            .blocks()
+            .saturating_mul(512);
         fs::rename(&file.0, self.path(name)).map_err(of_pool("name"))?;
-        File::open(&self.pool).and_then(|pool| pool.sync_all()).map_err(of_pool("name"))?;
+        File::open(&self.pool)
+            .and_then(|pool| pool.sync_all())
+            .map_err(of_pool("name"))?;
         Ok(size)
     }
 

@@ -53,7 +53,9 @@ pub(super) fn judge(header: &[u8]) -> Result<u64, BadImage> {
     let long = |at| number::<8>(header, at).map_or(0, u64::from_be_bytes);
     let is_encrypted = number::<4>(header, 32).map(u32::from_be_bytes) != Some(0);
     let features = if version == Some(3) {
-        number::<8>(header, 72).map(u64::from_be_bytes).ok_or(BadImage::NotQcow2)?
+        number::<8>(header, 72)
+            .map(u64::from_be_bytes)
+            .ok_or(BadImage::NotQcow2)?
     } else {
         0
     };

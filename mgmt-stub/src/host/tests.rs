@@ -60,7 +60,8 @@ impl Place {
 
     fn left(&self) -> Vec<String> {
         let pool = fs::read_dir(self.directory.path().join("primary")).unwrap();
-        pool.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        pool.map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 }
 
@@ -88,7 +89,10 @@ async fn a_template_becomes_a_file_of_the_pool_and_disks_are_overlays_on_it() {
     qemu_img(&["create", "-q", "-f", "qcow2"], &place.store("a.qcow2"), "64M").await;
     let (base, answer, percent) = place.fetch("a.qcow2", ImageFormat::Qcow2).await;
     assert!((50..100).contains(&percent), "the first half was told: {percent}");
-    let AnswerBody::CopyCmd(CopyCmdAnswer { new_data: Some(DataTO::Template(made)) }) = &answer.body else {
+    let AnswerBody::CopyCmd(CopyCmdAnswer {
+        new_data: Some(DataTO::Template(made)),
+    }) = &answer.body
+    else {
         panic!("{answer:?}");
     };
     assert_eq!((made.size, made.format), (Some(64 << 20), Some(ImageFormat::Qcow2)));
@@ -106,7 +110,10 @@ async fn a_template_becomes_a_file_of_the_pool_and_disks_are_overlays_on_it() {
         ..CopyCommand::default()
     };
     let (progress, _) = watch::channel(0);
-    let answer = place.host.carry_out(&Command::new(copy), &place.mounts, &progress).await;
+    let answer = place
+        .host
+        .carry_out(&Command::new(copy), &place.mounts, &progress)
+        .await;
     assert!(answer.result, "{answer:?}");
     let found = info(&place.host.path(volume)).await;
     assert_eq!(found["virtual-size"], 64 << 20);
@@ -145,10 +152,24 @@ async fn an_image_that_names_another_file_is_refused_and_leaves_nothing() {
     let place = Place::new();
     let secret = place.directory.path().join("secret");
     let _ = files::replace(&secret, vec![b's'; 1 << 20], 0o600).unwrap();
-    let backing = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret.to_str().unwrap()];
+    let backing = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        "-b",
+        secret.to_str().unwrap(),
+    ];
     qemu_img(&backing, &place.store("backing.qcow2"), "1M").await;
     let data_file = format!("data_file={}", place.store("data").display());
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &data_file], &place.store("data.qcow2"), "1M").await;
+    qemu_img(
+        &["create", "-q", "-f", "qcow2", "-o", &data_file],
+        &place.store("data.qcow2"),
+        "1M",
+    )
+    .await;
     let _ = files::replace(place.store("text.qcow2"), "hello", 0o600).unwrap();
 
     for (name, why) in [
@@ -177,7 +198,16 @@ async fn nothing_outside_of_the_store_is_read() {
     nix::unistd::mkfifo(&place.store("pipe.raw"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     fs::create_dir(place.store("directory")).unwrap();
     let absolute = secret.display().to_string();
-    for path in ["link.raw", "up/secret", "../secret", &absolute, "pipe.raw", "directory", "missing", ""] {
+    for path in [
+        "link.raw",
+        "up/secret",
+        "../secret",
+        &absolute,
+        "pipe.raw",
+        "directory",
+        "missing",
+        "",
+    ] {
         let (_, answer, _) = place.fetch(path, ImageFormat::Raw).await;
         assert!(!answer.result, "{path}");
         let details = answer.details.unwrap();
@@ -198,8 +228,14 @@ async fn names_in_the_pool_are_uuids_and_what_a_killed_server_left_is_removed() 
         delete_chain: false,
     };
     let (progress, _) = watch::channel(0);
-    let answer = place.host.carry_out(&Command::new(delete), &place.mounts, &progress).await;
-    assert_eq!(answer.details.as_deref(), Some("\"../store/a\" is not a name in the storage pool"));
+    let answer = place
+        .host
+        .carry_out(&Command::new(delete), &place.mounts, &progress)
+        .await;
+    assert_eq!(
+        answer.details.as_deref(),
+        Some("\"../store/a\" is not a name in the storage pool")
+    );
 
     let pool = place.directory.path().join("primary");
     let kept = Uuid::new_v4().to_string();
@@ -214,5 +250,8 @@ async fn names_in_the_pool_are_uuids_and_what_a_killed_server_left_is_removed() 
     expected.sort();
     assert_eq!(left, expected);
     let found = host.capacity().unwrap();
-    assert!(found.used < found.total && found.available <= found.total - found.used, "{found:?}");
+    assert!(
+        found.used < found.total && found.available <= found.total - found.used,
+        "{found:?}"
+    );
 }

@@ -67,13 +67,18 @@ impl Store {
             let sql = "DELETE FROM nic WHERE instance_id = ? AND device >= ?";
             transaction.execute(sql, params![instance, count])?;
             for (device, nic) in (0..).zip(&wanted) {
-                let had = has.iter().find(|had| had.device == device && had.traffic == nic.traffic);
+                let had = has
+                    .iter()
+                    .find(|had| had.device == device && had.traffic == nic.traffic);
                 reserve(transaction, zone, instance, device, nic, had)?;
             }
             let nics = nics_of(transaction, instance)?;
             if let Some(public) = nics.iter().find(|nic| nic.traffic == Traffic::Public) {
                 let address = public.address.map(|net| net.addr().to_string());
-                transaction.execute("UPDATE instance SET public_ip = ? WHERE id = ?", params![address, instance])?;
+                transaction.execute(
+                    "UPDATE instance SET public_ip = ? WHERE id = ?",
+                    params![address, instance],
+                )?;
             }
             Ok(nics)
         })
@@ -135,9 +140,8 @@ fn release(
     let mut count = 0;
     for traffic in traffic {
         let stopped = InstanceState::Stopped.as_str();
-        count += statement.execute(
-            named_params! { ":traffic": traffic.as_str(), ":instance": instance, ":stopped": stopped },
-        )?;
+        count += statement
+            .execute(named_params! { ":traffic": traffic.as_str(), ":instance": instance, ":stopped": stopped })?;
     }
     Ok(count)
 }
@@ -159,13 +163,16 @@ fn reserve(
         Some(address) => address,
         None => free_address(transaction, zone, wanted)?,
     };
-    let known = had.and_then(|had| had.mac).filter(|_| wanted.traffic != Traffic::Control);
+    let known = had
+        .and_then(|had| had.mac)
+        .filter(|_| wanted.traffic != Traffic::Control);
     let mac = match (wanted.traffic, known) {
         (_, Some(mac)) => mac.to_string(),
         (Traffic::Control, None) => control_mac(address),
         (traffic, None) => free_mac(transaction, zone, traffic)?,
     };
-    let sql = "INSERT INTO nic (instance_id, zone_id, device, traffic, mac, address, prefix, gateway, is_default, taken)
+    let sql =
+        "INSERT INTO nic (instance_id, zone_id, device, traffic, mac, address, prefix, gateway, is_default, taken)
                VALUES (:instance, :zone, :device, :traffic, :mac, :address, :prefix, :gateway, :default, :now)
                ON CONFLICT (instance_id, device) DO UPDATE SET
                    traffic = :traffic, mac = :mac, prefix = :prefix, gateway = :gateway, is_default = :default,
@@ -208,11 +215,7 @@ fn free_address(transaction: &Transaction<'_>, zone: ZoneId, wanted: &WantedNic)
 }
 
 /// The first free address from a random one on, around the ranges once.
-fn pick(
-    ranges: &[(Ipv4Addr, Ipv4Addr)],
-    random: u32,
-    is_free: impl Fn(&Ipv4Addr) -> bool,
-) -> Option<Ipv4Addr> {
+fn pick(ranges: &[(Ipv4Addr, Ipv4Addr)], random: u32, is_free: impl Fn(&Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
     let sizes = ranges.iter().map(|(first, last)| {
         let (first, last) = (u32::from(*first), u32::from(*last));
         (first, u64::from(last).saturating_add(1).saturating_sub(first.into()))

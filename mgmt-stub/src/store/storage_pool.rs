@@ -48,8 +48,7 @@ impl Store {
                        ON CONFLICT (zone_id, name) DO UPDATE SET path = excluded.path
                        RETURNING *";
             let uuid = Uuid::new_v4().to_string();
-            let params =
-                named_params! { ":uuid": uuid, ":zone": zone, ":name": name, ":path": path, ":now": now() };
+            let params = named_params! { ":uuid": uuid, ":zone": zone, ":name": name, ":path": path, ":now": now() };
             Ok(transaction.query_row(sql, params, pool)?)
         })
         .await
@@ -71,7 +70,13 @@ impl Store {
                        VALUES (?, ?, ?, ?, ?, ?)
                        ON CONFLICT DO UPDATE SET path = excluded.path, size = excluded.size,
                            physical_size = excluded.physical_size, created = excluded.created";
-            let TemplateOnPool { template, pool, path, size, physical_size } = copy;
+            let TemplateOnPool {
+                template,
+                pool,
+                path,
+                size,
+                physical_size,
+            } = copy;
             transaction.execute(sql, params![template, pool, path, size, physical_size, now()])?;
             Ok(())
         })

@@ -96,7 +96,10 @@ impl Store {
     pub async fn user_vm(&self, instance: InstanceId) -> Result<Option<UserVm>, StoreError> {
         self.read(move |transaction| {
             let sql = "SELECT * FROM user_vm WHERE instance_id = ?";
-            Ok(transaction.prepare_cached(sql)?.query_row([instance], user_vm).optional()?)
+            Ok(transaction
+                .prepare_cached(sql)?
+                .query_row([instance], user_vm)
+                .optional()?)
         })
         .await
     }
@@ -127,7 +130,10 @@ impl Store {
     pub async fn root_volume(&self, instance: InstanceId) -> Result<Option<Volume>, StoreError> {
         self.read(move |transaction| {
             let sql = "SELECT * FROM volume WHERE instance_id = ? AND removed IS NULL";
-            Ok(transaction.prepare_cached(sql)?.query_row([instance], volume).optional()?)
+            Ok(transaction
+                .prepare_cached(sql)?
+                .query_row([instance], volume)
+                .optional()?)
         })
         .await
     }

@@ -64,7 +64,10 @@ impl Limits {
         if limit.is_zero() || !self.is_ha_enabled || !is_restarted {
             format!("{help}, or reboot it")
         } else {
-            format!("wait: after {} s of this it is started again; else {help}", limit.as_secs())
+            format!(
+                "wait: after {} s of this it is started again; else {help}",
+                limit.as_secs()
+            )
         }
     }
 }

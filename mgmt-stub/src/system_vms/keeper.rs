@@ -239,11 +239,13 @@ impl Keeper {
         let vm = &told.vm;
         let is_wanted = vm.kind != InstanceType::ConsoleProxy || configuration.flag(&CONSOLEPROXY_RESTART);
         if !is_wanted || !configuration.flag(&HA_ENABLED) {
-            told.alerts.push((AlertType::SYNC, format!("{} is Stopped now: {why}", vm.name)));
+            told.alerts
+                .push((AlertType::SYNC, format!("{} is Stopped now: {why}", vm.name)));
             return told;
         }
         let (plan, reason) = self.again(vm, What::StartAgain, &why);
-        told.alerts.push((AlertType::HA_ACTION, format!("{}: {reason}", vm.name)));
+        told.alerts
+            .push((AlertType::HA_ACTION, format!("{}: {reason}", vm.name)));
         if plan.what == What::Replace {
             told.alerts.push((alert_type(vm.kind), reason.clone()));
         }
@@ -363,7 +365,11 @@ impl Keeper {
             return None;
         }
         let gone = agent.gone.get_or_insert_with(Instant::now).elapsed();
-        let limit = limit(if agent.was_up { &AGENT_SILENCE_LIMIT } else { &AGENT_START_LIMIT })?;
+        let limit = limit(if agent.was_up {
+            &AGENT_SILENCE_LIMIT
+        } else {
+            &AGENT_START_LIMIT
+        })?;
         let seconds = limit.as_secs();
         (gone >= limit).then(|| {
             if agent.was_up {

@@ -63,7 +63,8 @@ impl SystemVms {
         let vm = self.inner.store.create_instance(new, port).await?;
         info!(vm = vm.name, role = vm.role, "System VM created");
         let event = event_type(kind, "PROXY.CREATE", "SSVM.CREATE");
-        self.event(&vm, event, Level::Info, format!("created {}", vm.name)).await;
+        self.event(&vm, event, Level::Info, format!("created {}", vm.name))
+            .await;
         Ok(vm)
     }
 

@@ -108,7 +108,11 @@ impl SystemVms {
             let purpose = Purpose::SecondaryStorage {
                 stores: local.collect(),
             };
-            (purpose, boot_line::secondary_storage(&machine, &ssvm), &SECSTORAGE_VM_RAM_SIZE)
+            (
+                purpose,
+                boot_line::secondary_storage(&machine, &ssvm),
+                &SECSTORAGE_VM_RAM_SIZE,
+            )
         };
         let request = Request::new(vm.name.clone(), vec![vm.name.clone()], self.certified(nics));
         let identity = self.inner.ca.issue(&request)?;
@@ -154,7 +158,9 @@ impl SystemVms {
             nics,
             local_gateway: networks.map(|networks| networks.management.gateway),
             management_cidr: networks.map(|networks| networks.management.subnet.trunc().to_string()),
-            internal_dns: networks.map(|networks| networks.internal_dns.clone()).unwrap_or_default(),
+            internal_dns: networks
+                .map(|networks| networks.internal_dns.clone())
+                .unwrap_or_default(),
             dns: networks.map(|networks| networks.dns.clone()).unwrap_or_default(),
             keystore_password: Secret::new(random::letters(16)),
         }
@@ -176,7 +182,9 @@ impl SystemVms {
             return vec![self.inner.place.console.ip()];
         }
         let reaches_others = nics.iter().filter(|nic| nic.traffic != Traffic::Control);
-        reaches_others.filter_map(|nic| Some(nic.address?.addr().into())).collect()
+        reaches_others
+            .filter_map(|nic| Some(nic.address?.addr().into()))
+            .collect()
     }
 }
 

@@ -8,8 +8,7 @@ use protocol::answer::{Answer, AnswerBody};
 use protocol::command::Command;
 use protocol::secondary_storage::{CopyCmdAnswer, CopyCommand, DeleteCommand};
 use protocol::transfer::{
-    DataStoreTO, DataTO, ImageFormat, PrimaryDataStoreTO, StoragePoolType, TemplateObjectTO, VolumeObjectTO,
-    VolumeType,
+    DataStoreTO, DataTO, ImageFormat, PrimaryDataStoreTO, StoragePoolType, TemplateObjectTO, VolumeObjectTO, VolumeType,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -81,7 +80,11 @@ impl UserVms {
             ..CopyCommand::default()
         };
         let (progress, _progress) = watch::channel(0);
-        let answer = self.inner.host.carry_out(&Command::new(copy), &Mounts::new(), &progress).await;
+        let answer = self
+            .inner
+            .host
+            .carry_out(&Command::new(copy), &Mounts::new(), &progress)
+            .await;
         let made = copied(answer).and_then(|made| match made {
             DataTO::Volume(made) => made.path.zip(made.size).ok_or_else(String::new),
             _ => Err(String::new()),
@@ -97,7 +100,10 @@ impl UserVms {
         let _lock = match self.inner.copies.try_lock(template.id) {
             Some(lock) => lock,
             None => {
-                let note = format!("waiting for template {} to be copied to primary storage", template.facts.name);
+                let note = format!(
+                    "waiting for template {} to be copied to primary storage",
+                    template.facts.name
+                );
                 store.set_instance_reason(vm.id, note).await?;
                 self.inner.copies.lock(template.id).await
             }
@@ -125,7 +131,10 @@ impl UserVms {
         let notes = async {
             loop {
                 let percent = *progress.borrow_and_update();
-                let note = format!("copying template {} to primary storage: {percent} %", template.facts.name);
+                let note = format!(
+                    "copying template {} to primary storage: {percent} %",
+                    template.facts.name
+                );
                 store.set_instance_reason(vm.id, note).await.ok();
                 tokio::time::sleep(NOTE).await;
                 if progress.changed().await.is_err() {
@@ -161,9 +170,14 @@ impl UserVms {
         let store = &self.inner.store;
         let not_ready = || DiskError::NotReady(template.facts.name.clone());
         let stores = store.image_stores(template.facts.zone).await?;
-        let found = crate::downloads::find(store, template.id).await?.ok_or_else(not_ready)?;
+        let found = crate::downloads::find(store, template.id)
+            .await?
+            .ok_or_else(not_ready)?;
         let place = found.1.into_iter().find_map(|row| {
-            let path = row.progress.install_path.filter(|_| row.state == DownloadState::Downloaded)?;
+            let path = row
+                .progress
+                .install_path
+                .filter(|_| row.state == DownloadState::Downloaded)?;
             let store = stores.iter().find(|store| store.id == row.store)?;
             store.local_directory.is_some().then_some((path, store))
         });
@@ -173,7 +187,9 @@ impl UserVms {
             image_data_store: Some(nfs(image_store)),
             ..described(template)
         };
-        let mounts = stores.iter().filter_map(|store| Some((store.url.clone(), store.local_directory.clone()?.into())));
+        let mounts = stores
+            .iter()
+            .filter_map(|store| Some((store.url.clone(), store.local_directory.clone()?.into())));
         Ok((source, mounts.collect()))
     }
 
@@ -188,7 +204,10 @@ impl UserVms {
         };
         self.delete(DataTO::Volume(Box::new(object)))
             .await
-            .map_err(|details| DiskError::Volume { what: "removed", details })?;
+            .map_err(|details| DiskError::Volume {
+                what: "removed",
+                details,
+            })?;
         Ok(store.remove_volume(volume.id).await?)
     }
 
@@ -210,7 +229,10 @@ impl UserVms {
             };
             match self.delete(DataTO::Template(Box::new(object))).await {
                 Ok(()) => info!(path = copy.path, "A deleted template was removed from primary storage"),
-                Err(details) => warn!(path = copy.path, details, "Cannot remove a deleted template from primary storage"),
+                Err(details) => warn!(
+                    path = copy.path,
+                    details, "Cannot remove a deleted template from primary storage"
+                ),
             }
         }
         Ok(())
@@ -219,7 +241,12 @@ impl UserVms {
     /// Files without a row: of a server that was killed between the two.
     pub(super) async fn remove_strays(&self) -> Result<(), StoreError> {
         let store = &self.inner.store;
-        let mut known: HashSet<String> = store.volumes().await?.iter().map(|volume| volume.uuid.to_string()).collect();
+        let mut known: HashSet<String> = store
+            .volumes()
+            .await?
+            .iter()
+            .map(|volume| volume.uuid.to_string())
+            .collect();
         let copies = store.templates_on_pool(self.inner.pool.id).await?;
         known.extend(copies.into_iter().map(|copy| copy.path));
         let files = self.inner.host.files().unwrap_or_default();
@@ -247,12 +274,18 @@ impl UserVms {
         });
         let (progress, _progress) = watch::channel(0);
         let answer = self.inner.host.carry_out(&command, &Mounts::new(), &progress).await;
-        if answer.result { Ok(()) } else { Err(answer.details.unwrap_or_default()) }
+        if answer.result {
+            Ok(())
+        } else {
+            Err(answer.details.unwrap_or_default())
+        }
     }
 
     /// The pool as hosts know it.
     fn primary(&self) -> DataStoreTO {
-        let StoragePool { id, uuid, name, path, .. } = &self.inner.pool;
+        let StoragePool {
+            id, uuid, name, path, ..
+        } = &self.inner.pool;
         DataStoreTO::Primary(Box::new(PrimaryDataStoreTO {
             uuid: Some(uuid.to_string()),
             name: Some(name.clone()),

@@ -23,9 +23,17 @@ fn wanted(traffic: Traffic, subnet: &str, ranges: &[&[(&str, &str)]]) -> WantedN
 
 fn three() -> Vec<WantedNic> {
     vec![
-        wanted(Traffic::Control, "169.254.0.0/16", &[&[("169.254.0.2", "169.254.255.254")]]),
+        wanted(
+            Traffic::Control,
+            "169.254.0.0/16",
+            &[&[("169.254.0.2", "169.254.255.254")]],
+        ),
         wanted(Traffic::Management, "192.0.2.0/24", &[&[("192.0.2.10", "192.0.2.99")]]),
-        wanted(Traffic::Public, "203.0.113.0/24", &[&[("203.0.113.10", "203.0.113.99")]]),
+        wanted(
+            Traffic::Public,
+            "203.0.113.0/24",
+            &[&[("203.0.113.10", "203.0.113.99")]],
+        ),
     ]
 }
 
@@ -60,14 +68,19 @@ async fn a_start_gets_an_address_in_each_network_and_a_stop_gives_back_what_is_n
     let store = Store::open(directory.path()).unwrap();
     let vm = starting(&store).await;
     let nics = store.reserve_nics(vm.id, three()).await.unwrap();
-    let traffic: Vec<_> = nics.iter().map(|nic| (nic.device, nic.traffic, nic.is_default)).collect();
+    let traffic: Vec<_> = nics
+        .iter()
+        .map(|nic| (nic.device, nic.traffic, nic.is_default))
+        .collect();
     let expected = [
         (0, Traffic::Control, false),
         (1, Traffic::Management, false),
         (2, Traffic::Public, true),
     ];
     assert_eq!(traffic, expected);
-    let [control, management, public] = &nics[..] else { panic!("{nics:?}") };
+    let [control, management, public] = &nics[..] else {
+        panic!("{nics:?}")
+    };
     let [_, _, c, d] = control.address.unwrap().addr().octets();
     assert_eq!(
         control.mac.unwrap().to_string(),
@@ -75,7 +88,10 @@ async fn a_start_gets_an_address_in_each_network_and_a_stop_gives_back_what_is_n
         "management.md §4"
     );
     assert_eq!(control.gateway, Some(ip("169.254.0.1")));
-    assert!(management.mac.unwrap().to_string().starts_with("1e:01:"), "{management:?}");
+    assert!(
+        management.mac.unwrap().to_string().starts_with("1e:01:"),
+        "{management:?}"
+    );
     assert_eq!(public.address.unwrap().prefix_len(), 24);
     assert!(nics.iter().all(|nic| nic.taken.is_some()), "{nics:?}");
 
@@ -85,7 +101,11 @@ async fn a_start_gets_an_address_in_each_network_and_a_stop_gives_back_what_is_n
         "a second try keeps them"
     );
     let freed = &[Traffic::Control, Traffic::Management, Traffic::Storage];
-    assert_eq!(store.release_addresses(vm.id, freed).await.unwrap(), 0, "it is not Stopped");
+    assert_eq!(
+        store.release_addresses(vm.id, freed).await.unwrap(),
+        0,
+        "it is not Stopped"
+    );
     let vm = step(&store, &vm, InstanceEvent::OperationFailed).await;
     assert_eq!(store.release_left_addresses(freed).await.unwrap(), 2);
     let left = store.nics(vm.id).await.unwrap();
@@ -112,7 +132,11 @@ async fn starts_at_the_same_time_never_share_an_address_and_one_too_many_gets_no
     let small = || {
         vec![
             wanted(Traffic::Management, "192.0.2.0/24", &[&[("192.0.2.10", "192.0.2.99")]]),
-            wanted(Traffic::Storage, "198.51.100.0/29", &[&[("198.51.100.0", "198.51.100.7")]]),
+            wanted(
+                Traffic::Storage,
+                "198.51.100.0/29",
+                &[&[("198.51.100.0", "198.51.100.7")]],
+            ),
         ]
     };
     let mut vms = Vec::new();
@@ -129,7 +153,10 @@ async fn starts_at_the_same_time_never_share_an_address_and_one_too_many_gets_no
     );
     let all = store.all_nics().await.unwrap();
     let addresses: HashSet<_> = all.iter().filter_map(|nic| nic.address).collect();
-    let macs: HashSet<_> = all.iter().filter_map(|nic| nic.mac.map(|mac| mac.to_string())).collect();
+    let macs: HashSet<_> = all
+        .iter()
+        .filter_map(|nic| nic.mac.map(|mac| mac.to_string()))
+        .collect();
     assert_eq!((all.len(), addresses.len(), macs.len()), (10, 10, 10), "all or nothing");
 }
 
