@@ -254,7 +254,7 @@ impl GuestAgent {
     /// As [`GuestAgent::call`], when the answer has a form.
     async fn ask<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, AgentError> {
         let answer = self.call(command, arguments).await?;
-        serde_json::from_value(answer).map_err(|error| nonsense(command, error))
+        serde_json::from_value(answer).map_err(|error| nonsense(command, &error))
     }
 
     /// Asks for a sign of life.
@@ -279,7 +279,7 @@ impl GuestAgent {
         loop {
             let piece: Piece = self.ask(COMMAND, json!({"handle": handle, "count": CHUNK})).await?;
             let bytes = BASE64_STANDARD.decode(piece.bytes);
-            contents.extend(bytes.map_err(|error| nonsense(COMMAND, error))?);
+            contents.extend(bytes.map_err(|error| nonsense(COMMAND, &error))?);
             if contents.len() > MAX_FILE {
                 return Err(AgentError::TooLarge {
                     path: path.to_owned(),
@@ -309,7 +309,7 @@ impl GuestAgent {
             let answer = self.call("guest-sync", json!({"id": HOST_ID})).await;
             match answer {
                 Ok(id) if id == HOST_ID => break,
-                Ok(other) if Instant::now() >= deadline => return Err(nonsense("guest-sync", other)),
+                Ok(other) if Instant::now() >= deadline => return Err(nonsense("guest-sync", &other)),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) | Err(_) => sleep(HOST_PAUSE).await,
             }
@@ -344,7 +344,7 @@ impl GuestAgent {
             return Ok(());
         }
         let what = format!("it took {} of {} bytes", written.count, chunk.len());
-        Err(nonsense(COMMAND, what))
+        Err(nonsense(COMMAND, &what))
     }
 
     async fn close(&mut self, handle: i64) -> Result<(), AgentError> {
@@ -412,7 +412,7 @@ fn silent(command: &str) -> AgentError {
     }
 }
 
-fn nonsense(command: &str, what: impl ToString) -> AgentError {
+fn nonsense(command: &str, what: &impl ToString) -> AgentError {
     AgentError::Nonsense {
         command: command.to_owned(),
         what: plain(&what.to_string(), MAX_WORDS),

@@ -328,7 +328,7 @@ mod tests {
         let written = timeout(LIMIT, flood).await.unwrap().unwrap();
         assert!(written < 100_000, "{written} messages were taken from the guest");
         let started = Instant::now();
-        for _ in 0..2 * MAX_RATE + 1 {
+        for _ in 0..=2 * MAX_RATE {
             next(&mut channel).await;
         }
         assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());

@@ -177,7 +177,10 @@ impl Machine {
         if let Some(address) = self.screen {
             words.option("-vnc", format!("{address}:0,to={SCREENS},password=on"));
         }
-        words.option("-serial", format!("file:{}", shown(&places.console())));
+        // Appended to: it is cut while QEMU writes.
+        let console = shown(&places.console());
+        words.option("-chardev", format!("file,id=console,append=on,path={console}"));
+        words.option("-serial", "chardev:console");
         words.option("-qmp", format!("unix:{},server=on,wait=off", shown(&places.qmp())));
         for (number, disk) in self.disks.iter().enumerate() {
             disk.add(number, &mut words);
@@ -244,4 +247,78 @@ fn is_word(text: &str, max: usize) -> bool {
 /// A path in an option. QEMU ends a value at a comma, and takes two for one.
 fn shown(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            name: "v-2-VM".into(),
+            uuid: "6f1c2ab4-1df3-4a31-9d54-0f8f1b2e7c90".parse().unwrap(),
+            accelerator: Accelerator::Kvm,
+            memory_mib: 512,
+            cpus: 2,
+            disks: vec![Disk {
+                path: "/data/a,b.qcow2".into(),
+                format: Format::Qcow2,
+            }],
+            nics: vec![Nic {
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                tap: "v-2-VM.0".into(),
+            }],
+            screen: Some(Ipv4Addr::new(172, 31, 1, 1)),
+        }
+    }
+
+    #[test]
+    fn a_vm_is_what_cloudstack_gives_a_system_vm() {
+        let command = machine().command(&Places::new(Path::new("/run/vm"))).to_string();
+        let wanted = "qemu-system-x86_64 -name guest=v-2-VM,debug-threads=on \
+             -uuid 6f1c2ab4-1df3-4a31-9d54-0f8f1b2e7c90 -machine pc -accel kvm -cpu max -m 512 -smp 2 -no-user-config \
+             -nodefaults -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+             -msg timestamp=on -rtc base=utc -vga std -display none -vnc 172.31.1.1:0,to=999,password=on \
+             -chardev file,id=console,append=on,path=/run/vm/console.log -serial chardev:console \
+             -qmp unix:/run/vm/qmp,server=on,wait=off \
+             -drive if=none,id=disk0,format=qcow2,cache=writeback,discard=unmap,file=/data/a,,b.qcow2 \
+             -device virtio-blk-pci,drive=disk0,bootindex=0 -device virtio-serial-pci \
+             -chardev socket,id=agent,server=on,wait=off,path=/run/vm/guest-agent \
+             -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0 \
+             -chardev socket,id=channel,server=on,wait=off,path=/run/vm/channel \
+             -device virtserialport,chardev=channel,name=org.sysvm.agent.0 \
+             -netdev tap,id=net0,ifname=v-2-VM.0,script=no,downscript=no \
+             -device virtio-net-pci,id=nic0,netdev=net0,mac=02:00:00:00:00:01,romfile= \
+             -device virtio-balloon-pci,id=balloon -device virtio-rng-pci -device i6300esb -action watchdog=none";
+        assert_eq!(command, wanted);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_qemu_sees_it() {
+        let with = |change: fn(&mut Machine)| {
+            let mut machine = machine();
+            change(&mut machine);
+            machine.check()
+        };
+        assert_eq!(machine().check(), Ok(()));
+        for name in ["", "a/b", "..", "-x", "a b", "a,b=c"] {
+            let mut machine = machine();
+            machine.name = name.to_owned();
+            assert_eq!(machine.check(), Err(BadMachine::Name(name.to_owned())));
+        }
+        assert_eq!(with(|machine| machine.memory_mib = 8), Err(BadMachine::Memory(8)));
+        assert_eq!(with(|machine| machine.cpus = 0), Err(BadMachine::Cpus(0)));
+        let relative = with(|machine| machine.disks[0].path = "disk".into());
+        assert_eq!(relative, Err(BadMachine::Disk("disk".into())));
+        let tap = with(|machine| machine.nics[0].tap = "a,script=/bin/sh".into());
+        assert_eq!(tap, Err(BadMachine::Tap("a,script=/bin/sh".into())));
+        let nics = with(|machine| machine.nics = vec![machine.nics[0].clone(); 20]);
+        assert_eq!(nics, Err(BadMachine::Devices(21)));
+    }
+
+    #[test]
+    fn a_machine_is_found_again_in_its_file() {
+        let text = serde_json::to_string(&machine()).unwrap();
+        assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine());
+    }
 }

@@ -243,7 +243,7 @@ impl Events {
             match self.0.recv().await {
                 Ok(event) => return Some(event),
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    debug!(missed, "Events of QEMU were not taken in time")
+                    debug!(missed, "Events of QEMU were not taken in time");
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,
             }

@@ -28,6 +28,7 @@ use crate::qmp::{Events, Qmp, QmpError};
 
 mod ended;
 mod limits;
+mod logs;
 mod places;
 mod usage;
 mod watch;

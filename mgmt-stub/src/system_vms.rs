@@ -106,14 +106,14 @@ impl SystemVms {
         self.inner.driver.as_ref()
     }
 
-    /// Where they live.
-    pub fn place(&self) -> &Place {
-        &self.inner.place
-    }
-
     /// Likewise, for others who need it.
     pub fn shared_driver(&self) -> Arc<dyn Driver> {
         Arc::clone(&self.inner.driver)
+    }
+
+    /// Where they live.
+    pub fn place(&self) -> &Place {
+        &self.inner.place
     }
 
     /// Looks at the pools now rather than at the next scan.

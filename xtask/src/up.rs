@@ -29,9 +29,9 @@ use platform::exec::Cmd;
 use platform::{files, shutdown};
 use tokio::time::sleep;
 
-use crate::{guest, image};
 use crate::tools::{self, Install};
 use crate::{assets, must_succeed};
+use crate::{guest, image};
 use api::{Api, text};
 use end::end;
 use state::State;
@@ -104,14 +104,27 @@ pub(crate) struct Up {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6080")]
     console: SocketAddr,
     /// With --processes: where agents connect. Virtual machines connect inside of the zone's network.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8250", requires = "processes")]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8250",
+        requires = "processes"
+    )]
     agents: SocketAddr,
     /// Networks of the zone: management, public and storage are its second, third and fourth /24.
-    #[arg(long, value_name = "CIDR", default_value = "172.31.0.0/16", conflicts_with = "processes")]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        default_value = "172.31.0.0/16",
+        conflicts_with = "processes"
+    )]
     zone_cidr: Ipv4Net,
     /// Let the zone reach the world through this machine, with its address (NAT).
     #[arg(long, conflicts_with = "processes")]
     uplink: bool,
+    /// Upload the files in there to each system VM: see `mgmt-stub serve --help`.
+    #[arg(long, value_name = "DIR", conflicts_with = "processes")]
+    system_vm_files: Option<PathBuf>,
     #[command(flatten)]
     install: Install,
 }
@@ -255,7 +268,11 @@ impl Zone {
             self.arguments.processes || tools::is_root().await?,
             "a zone with virtual machines needs root, for their network; run it as root, or add --processes"
         );
-        let needed: &[_] = if self.arguments.processes { &PROCESSES_NEED } else { &VMS_NEED };
+        let needed: &[_] = if self.arguments.processes {
+            &PROCESSES_NEED
+        } else {
+            &VMS_NEED
+        };
         tools::ensure(needed, self.arguments.install).await?;
 
         if self.is_up() {
@@ -398,7 +415,11 @@ impl Zone {
                 return Ok(());
             }
             self.check_server()?;
-            let limit = if self.state.processes { PROCESSES_LIMIT } else { VMS_LIMIT };
+            let limit = if self.state.processes {
+                PROCESSES_LIMIT
+            } else {
+                VMS_LIMIT
+            };
             if waited.elapsed() > limit {
                 bail!(
                     "the system VMs are not Up after {limit:?}:\n{}\ntheir logs are in {}; {}",

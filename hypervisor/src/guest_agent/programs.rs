@@ -113,6 +113,6 @@ impl Ran {
 
 fn text(encoded: &str) -> Result<String, AgentError> {
     let bytes = BASE64_STANDARD.decode(encoded);
-    let bytes = bytes.map_err(|error| nonsense("guest-exec-status", error))?;
+    let bytes = bytes.map_err(|error| nonsense("guest-exec-status", &error))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -55,14 +55,21 @@ impl Places {
         self.0.join("channel")
     }
 
-    /// What QEMU prints; that of the run before is beside it, with `.1`.
+    /// What QEMU prints; what was before, at most the last run's, is beside it, with `.1`.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
     }
 
-    /// What the guest writes to its serial console; that of the run before is beside it, with `.1`.
+    /// What the guest writes to its serial console; what was before, at most the last run's, is beside it, with `.1`.
     pub fn console(&self) -> PathBuf {
         self.0.join("console.log")
+    }
+
+    /// What is left of a log's past.
+    pub(super) fn last(log: &Path) -> PathBuf {
+        let mut last = log.as_os_str().to_owned();
+        last.push(".1");
+        last.into()
     }
 
     pub(super) fn sockets(&self) -> [PathBuf; 3] {
@@ -96,9 +103,7 @@ impl Places {
             }
         }
         for path in [self.log(), self.console()] {
-            let mut last = path.clone().into_os_string();
-            last.push(".1");
-            match fs::rename(&path, last) {
+            match fs::rename(&path, Self::last(&path)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("rename", &path)(error)),
                 _ => {}
             }

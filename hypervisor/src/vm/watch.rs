@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::ended::Ended;
-use super::{Places, limits};
+use super::{Places, limits, logs};
 use crate::machine::Machine;
 use crate::qmp::{Event, Events, Qmp, Shutdown};
 
@@ -19,6 +19,8 @@ use crate::qmp::{Event, Events, Qmp, Shutdown};
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between two connections, and between two looks at a process that is not our child.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks how long the logs are.
+const LOGS: Duration = Duration::from_secs(10);
 /// For the last words of a QEMU that has ended to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Events that a subscriber has not taken yet.
@@ -48,7 +50,7 @@ pub(super) struct State {
 
 /// Whose end is waited for.
 enum Qemu {
-    Child(Detached),
+    Child(Box<Detached>),
     Found(Process),
 }
 
@@ -62,7 +64,7 @@ struct Task {
 impl Watcher {
     /// Of a VM that we have just started.
     pub(super) fn of_new(machine: &Arc<Machine>, places: &Places, child: Detached, qmp: Qmp, events: Events) -> Self {
-        Self::new(machine, places, Qemu::Child(child), Some((qmp, events)))
+        Self::new(machine, places, Qemu::Child(Box::new(child)), Some((qmp, events)))
     }
 
     /// Of one that runs.
@@ -151,6 +153,7 @@ impl Task {
             tokio::select! {
                 status = qemu.ended() => break status,
                 () = self.listen(&mut first) => {}
+                () = sleep(LOGS) => logs::shorten(&self.places),
             }
         };
         // QEMU has said why before it was gone, perhaps.

@@ -270,27 +270,29 @@ impl Qemu {
         Ok(())
     }
 
-    /// It has ended, and nobody asked for it.
+    /// It has ended. Nothing to do when that was asked for.
     async fn ended(&self, name: &str, vm: &Vm, why: String) {
-        let is_news = {
-            let mut known = self.known();
-            match known.get_mut(name) {
-                Some(known) if matches!(&known.state, State::On(current) if current.process() == vm.process()) => {
-                    known.state = State::Off(why.clone());
-                    known.screen = None;
-                    true
-                }
-                _ => false,
-            }
-        };
-        if is_news {
-            warn!(vm = name, pid = vm.process().pid(), why, "VM ended by itself");
-            self.inner.changed.send_modify(|count| *count += 1);
-            self.clear_away(name).await;
-            if let Err(error) = self.remember_off(name, &why) {
-                warn!(vm = name, error = %platform::logging::chain(&error), "Cannot write why a VM is off");
-            }
+        if !self.is_current(name, vm) {
+            return;
         }
+        // First: whoever hears that it is off may start it, and would lose its new NICs.
+        self.clear_away(name).await;
+        if !self.is_current(name, vm) {
+            return;
+        }
+        self.set(name, State::Off(why.clone()));
+        warn!(vm = name, pid = vm.process().pid(), why, "VM ended by itself");
+        self.inner.changed.send_modify(|count| *count += 1);
+        if let Err(error) = self.remember_off(name, &why) {
+            warn!(vm = name, error = %platform::logging::chain(&error), "Cannot write why a VM is off");
+        }
+    }
+
+    /// Whether it is this process that is believed to run.
+    fn is_current(&self, name: &str, vm: &Vm) -> bool {
+        let known = self.known();
+        let state = known.get(name).map(|known| &known.state);
+        matches!(state, Some(State::On(current)) if current.process() == vm.process())
     }
 
     fn with_last_words(&self, name: &str, why: String) -> String {

@@ -126,11 +126,17 @@ impl Zone {
                     .arg("--local-store")
                     .arg(&self.state.store)
             }
-            Parts::Vms { image } => serve
-                .args(["--driver", "qemu", "--zone-cidr", &self.arguments.zone_cidr.to_string()])
-                .args(self.arguments.uplink.then_some("--uplink"))
-                .arg("--image")
-                .arg(image),
+            Parts::Vms { image } => {
+                let serve = serve
+                    .args(["--driver", "qemu", "--zone-cidr", &self.arguments.zone_cidr.to_string()])
+                    .args(self.arguments.uplink.then_some("--uplink"))
+                    .arg("--image")
+                    .arg(image);
+                match &self.arguments.system_vm_files {
+                    Some(files) => serve.arg("--system-vm-files").arg(std::path::absolute(files)?),
+                    None => serve,
+                }
+            }
         })
     }
 }
