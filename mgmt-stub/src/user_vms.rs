@@ -195,10 +195,10 @@ impl UserVms {
     /// Follows their power and removes those that were destroyed long ago, until `stop`. They go on after that.
     pub async fn run(&self, stop: CancellationToken) {
         let mut power = self.inner.driver.changes();
-        let mut purge_due = Instant::now();
+        let mut purged = None;
         loop {
             power.borrow_and_update();
-            if let Err(error) = self.pass(&mut purge_due).await {
+            if let Err(error) = self.pass(&mut purged).await {
                 error!(error = %chain(&error), "Cannot look after the VMs of users; trying again");
             }
             tokio::select! {
@@ -210,8 +210,9 @@ impl UserVms {
         }
     }
 
-    async fn pass(&self, purge_due: &mut Instant) -> Result<(), StoreError> {
-        let is_purge = *purge_due <= Instant::now();
+    async fn pass(&self, purged: &mut Option<Instant>) -> Result<(), StoreError> {
+        let interval = self.inner.configuration.time(&EXPUNGE_INTERVAL);
+        let is_purge = purged.is_none_or(|purged| purged.elapsed() >= interval);
         for vm in self.all().await? {
             let Some(_lock) = self.inner.locks.try_lock(vm.id) else {
                 continue;
@@ -238,7 +239,7 @@ impl UserVms {
         }
         if is_purge {
             self.remove_unused_templates().await?;
-            *purge_due = Instant::now() + self.inner.configuration.time(&EXPUNGE_INTERVAL);
+            *purged = Some(Instant::now());
         }
         Ok(())
     }

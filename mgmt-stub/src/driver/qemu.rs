@@ -35,10 +35,13 @@ use tracing::{info, warn};
 use self::facts::Facts;
 use self::record::{Record, Written};
 use super::last_words::last_line;
-use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec};
+use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec, check_name};
 
-/// For a VM to shut down before it is powered off, on a machine with KVM; times the factor of the accelerator.
-const GRACE: Duration = Duration::from_secs(15);
+/// For a system VM to shut down before it is powered off, on a machine with KVM; times the factor of the accelerator. It takes
+/// a second, and it has nothing that it could lose; without its NFS server it would never end.
+const GRACE: Duration = Duration::from_secs(4);
+/// Likewise for the VM of a user.
+const USERS_GRACE: Duration = Duration::from_secs(15);
 /// Of a VM's directory.
 const MODE: u32 = 0o700;
 
@@ -210,7 +213,7 @@ impl Qemu {
     }
 
     async fn shut_down(&self, name: &str) -> Result<(), DriverError> {
-        let grace = self.inner.settings.accelerator.scaled(GRACE);
+        let grace = grace(&self.path(name)?, self.inner.settings.accelerator)?;
         self.turn_off(name, async |vm| vm.stop(grace).await.map(drop)).await
     }
 
@@ -314,12 +317,8 @@ impl Qemu {
 
     /// The directory of a VM.
     fn path(&self, name: &str) -> Result<PathBuf, DriverError> {
-        let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if is_good && name.len() <= 64 {
-            Ok(self.inner.settings.directory.join(name))
-        } else {
-            Err(DriverError::Name(name.to_owned()))
-        }
+        check_name(name)?;
+        Ok(self.inner.settings.directory.join(name))
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -415,6 +414,12 @@ impl Qemu {
     }
 }
 
+/// How long a VM may take to shut down.
+fn grace(directory: &Path, accelerator: Accelerator) -> Result<Duration, DriverError> {
+    let is_users = Record::load(directory)?.is_some_and(|record| record.base.is_none());
+    Ok(accelerator.scaled(if is_users { USERS_GRACE } else { GRACE }))
+}
+
 /// Stops all VMs below a directory, without a driver: for the end of a zone whose server has ended or was killed. Says which,
 /// and what could not be stopped.
 ///
@@ -453,7 +458,7 @@ async fn end_of(directory: &Path) -> Result<bool, DriverError> {
     let Some(vm) = Vm::adopt(directory).await? else {
         return Ok(false);
     };
-    vm.stop(vm.machine().accelerator.scaled(GRACE)).await?;
+    vm.stop(grace(directory, vm.machine().accelerator)?).await?;
     if let Some(mut record) = Record::load(directory)? {
         record.state = Written::Off("stopped".into());
         record.save(directory)?;

@@ -27,6 +27,7 @@ use super::{Known, Qemu, SharedFacts, Start, State, base, make_directory};
 use crate::ca::Issued;
 use crate::driver::last_words::last_lines;
 use crate::driver::{DriverError, Purpose, Screen, Traffic, VmSpec};
+use crate::zone_network;
 
 /// Between two looks at what is not there yet; hosts wait for a second.
 const LOOK: Duration = Duration::from_secs(1);
@@ -231,7 +232,7 @@ impl Qemu {
             let port = Port {
                 vm: spec.name.clone(),
                 device,
-                bridge: nic.traffic.to_string().parse()?,
+                bridge: zone_network::bridge_name(nic.traffic),
                 mac: nic.mac,
                 addresses: nic.address.iter().map(Ipv4Net::addr).collect(),
                 groups: (is_proxy && nic.traffic == Traffic::Management)
