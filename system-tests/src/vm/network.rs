@@ -106,6 +106,11 @@ impl Net {
         File::open(path).with_context(|| format!("opening {}", path.display()))
     }
 
+    /// The namespace itself.
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
+    }
+
     /// As `ip netns` shows it.
     pub fn name(&self) -> String {
         self.0.namespace.name().to_string()
