@@ -386,7 +386,13 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         SystemVms::new(store, agents, configuration.clone(), ca, driver, place)
     });
     let user_vms = user_vms(&store, &configuration, system_vms.as_ref(), data_dir).await?;
-    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms, user_vms);
+    let (zone, books) = Zone::new(
+        store.clone(),
+        agents.clone(),
+        configuration.clone(),
+        system_vms,
+        user_vms,
+    );
     hooks.set(zone.clone());
     let management = Arc::new(Management::new(store, agents, configuration, zone.clone()).await?);
     let administrator = management.store.administrator().await?.user;

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::driver::{Driver, Usage};
 use crate::instance_state::InstanceState;
+use crate::start_phases::StartPhases;
 use crate::store::Store;
 
 /// Between two samples.
@@ -45,6 +46,7 @@ pub struct Usages {
     rings: Arc<Mutex<HashMap<String, VecDeque<Sample>>>>,
     /// Counts the looks.
     looked: Arc<watch::Sender<u64>>,
+    phases: Arc<StartPhases>,
 }
 
 impl Usages {
@@ -54,6 +56,7 @@ impl Usages {
             driver,
             rings: Arc::default(),
             looked: Arc::new(watch::Sender::new(0)),
+            phases: Arc::default(),
         }
     }
 
@@ -75,10 +78,20 @@ impl Usages {
                 }
             };
             let is_on = |state| matches!(state, InstanceState::Starting | InstanceState::Running);
-            let names: Vec<String> = instances.into_iter().filter(|vm| is_on(vm.state)).map(|vm| vm.name).collect();
+            let names: Vec<String> = instances
+                .into_iter()
+                .filter(|vm| is_on(vm.state))
+                .map(|vm| vm.name)
+                .collect();
             let (driver, usages) = (Arc::clone(&driver), self.clone());
             // Drivers read files of the kernel for this.
             let look = tokio::task::spawn_blocking(move || {
+                for name in &names {
+                    if let Some(progress) = driver.progress(name) {
+                        usages.phases.look(name, &progress);
+                    }
+                }
+                usages.phases.keep(&names.iter().cloned().collect());
                 let found = names.into_iter().filter_map(|name| Some((driver.usage(&name)?, name)));
                 usages.note(OffsetDateTime::now_utc(), found.collect());
             });
@@ -104,6 +117,20 @@ impl Usages {
         self.looked.send_modify(|count| *count += 1);
     }
 
+    /// How long phases of starts take.
+    pub fn phases(&self) -> &StartPhases {
+        &self.phases
+    }
+
+    /// Of all VMs that are on: the newest.
+    pub fn all(&self) -> Vec<(String, Sample)> {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings
+            .iter()
+            .filter_map(|(name, ring)| Some((name.clone(), *ring.back()?)))
+            .collect()
+    }
+
     /// Of a VM that is on: the newest.
     pub fn latest(&self, name: &str) -> Option<Sample> {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +141,9 @@ impl Usages {
     pub fn since(&self, name: &str, after: Option<OffsetDateTime>) -> Vec<Sample> {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let ring = rings.get(name).into_iter().flatten();
-        ring.filter(|sample| after.is_none_or(|after| sample.at > after)).copied().collect()
+        ring.filter(|sample| after.is_none_or(|after| sample.at > after))
+            .copied()
+            .collect()
     }
 
     /// Changes with each look.
@@ -125,7 +154,9 @@ impl Usages {
 
 /// Counters begin anew with each start: then the difference is what is there.
 fn sample(before: Option<&Sample>, at: OffsetDateTime, total: Usage) -> Sample {
-    let elapsed = before.map(|before| (at - before.at).unsigned_abs()).filter(|elapsed| !elapsed.is_zero());
+    let elapsed = before
+        .map(|before| (at - before.at).unsigned_abs())
+        .filter(|elapsed| !elapsed.is_zero());
     let last = before.map(|before| before.total).unwrap_or_default();
     let per = |now: u128, then: u128, unit: u128| {
         let Some(elapsed) = elapsed else { return 0 };
@@ -185,7 +216,11 @@ mod tests {
             usages.note(at(second), vec![(usage(0, 0), "v-1-VM".into())]);
         }
         assert_eq!(usages.since("v-1-VM", None).len(), MAX_SAMPLES);
-        let late: Vec<_> = usages.since("v-1-VM", Some(at(397))).iter().map(|sample| sample.at).collect();
+        let late: Vec<_> = usages
+            .since("v-1-VM", Some(at(397)))
+            .iter()
+            .map(|sample| sample.at)
+            .collect();
         assert_eq!(late, [at(398), at(399)]);
         usages.note(at(400), vec![(usage(0, 0), "v-2-VM".into())]);
         assert_eq!(usages.latest("v-1-VM"), None);

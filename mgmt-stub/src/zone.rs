@@ -49,8 +49,13 @@ impl Zone {
         };
         let of_users = user_vms.as_ref().map(UserVms::shared_driver);
         let driver = system_vms.as_ref().map(SystemVms::shared_driver).or(of_users);
-        let (consoles, books) =
-            Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies, driver.clone());
+        let (consoles, books) = Consoles::new(
+            store.clone(),
+            agents.clone(),
+            configuration.clone(),
+            proxies,
+            driver.clone(),
+        );
         let zone = Self {
             system_vms,
             user_vms,

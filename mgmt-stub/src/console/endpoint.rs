@@ -83,7 +83,9 @@ pub enum NoConsole {
         state: InstanceState,
     },
     /// It has no screen.
-    #[error("instance {0} has no screen now: programs of the management server's machine have none, and a VM has one while it is on")]
+    #[error(
+        "instance {0} has no screen now: programs of the management server's machine have none, and a VM has one while it is on"
+    )]
     NoScreen(String),
     /// All proxies are full or not there yet.
     #[error("{NOT_READY}")]
@@ -214,7 +216,9 @@ impl Consoles {
                 state: vm.state,
             });
         }
-        let vnc = self.screen(vm).ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
+        let vnc = self
+            .screen(vm)
+            .ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
         let proxy = self.choose(vm).await?;
         let session = Uuid::new_v4();
         let token = self.token(vm, &vnc, session, creator, extra.as_deref()).await?;

@@ -103,10 +103,12 @@ impl Host {
         read.map_err(of_pool("read"))?;
         let size = qcow2::judge(&header)?; // it is ours: if this fails, somebody has changed it
         let target = self.unfinished("new");
-        hypervisor::disk::overlay(base, &target.0, None).await.map_err(|error| {
-            warn!(error = %chain(&error), "Cannot make a disk");
-            self.full_or(RESERVE, HostError::Tool("make a disk of the template"))
-        })?;
+        hypervisor::disk::overlay(base, &target.0, None)
+            .await
+            .map_err(|error| {
+                warn!(error = %chain(&error), "Cannot make a disk");
+                self.full_or(RESERVE, HostError::Tool("make a disk of the template"))
+            })?;
         self.keep(target, name)?;
         Ok(signed(size))
     }

@@ -54,9 +54,13 @@ impl Watch {
         let mut pairs = Vec::new();
         form::parse(uri.query().unwrap_or_default().as_bytes(), &mut pairs)?;
         let text = value_of(&pairs, "id").unwrap_or_default();
-        let uuid: Uuid = text.parse().map_err(|_| ApiError::no_such("id", text.chars().take(64).collect::<String>()))?;
+        let uuid: Uuid = text
+            .parse()
+            .map_err(|_| ApiError::no_such("id", text.chars().take(64).collect::<String>()))?;
         let found = api.management().store.instance_by_uuid(uuid).await?;
-        let vm = found.filter(|vm| vm.removed.is_none()).ok_or_else(|| ApiError::no_such_id("id", uuid))?;
+        let vm = found
+            .filter(|vm| vm.removed.is_none())
+            .ok_or_else(|| ApiError::no_such_id("id", uuid))?;
         Ok(Self {
             looks: api.management().zone.usages.looks(),
             api,
@@ -103,7 +107,10 @@ impl Watch {
         let driver = zone.driver();
         let name = self.vm.name.clone();
         // Drivers read a file for this.
-        let log = tokio::task::spawn_blocking(move || driver?.last_words(&name)).await.ok().flatten();
+        let log = tokio::task::spawn_blocking(move || driver?.last_words(&name))
+            .await
+            .ok()
+            .flatten();
         let has_log = log.is_some() && log != self.log;
         if samples.is_empty() && !has_log && !self.is_first {
             return None;
@@ -130,7 +137,13 @@ impl Watch {
 }
 
 fn row(sample: &Sample) -> Value {
-    json!([millis(sample.at), sample.cpu, sample.memory, sample.received, sample.sent])
+    json!([
+        millis(sample.at),
+        sample.cpu,
+        sample.memory,
+        sample.received,
+        sample.sent
+    ])
 }
 
 fn millis(at: OffsetDateTime) -> i64 {

@@ -56,8 +56,16 @@ pub(super) const COMMANDS: &[Command] = &[
         Field("issystem", Flag, "whether it is for system VMs"),
         Field("defaultuse", Flag, "whether it is the system's own"),
         Field("iscustomized", Flag, "whether the caller chooses the size"),
-        Field("iscustomizediops", Flag, "whether the caller chooses operations per second"),
-        Field("dynamicscalingenabled", Flag, "whether instances can grow while they run"),
+        Field(
+            "iscustomizediops",
+            Flag,
+            "whether the caller chooses operations per second",
+        ),
+        Field(
+            "dynamicscalingenabled",
+            Flag,
+            "whether instances can grow while they run",
+        ),
     ]),
     Command::list(
         "listDiskOfferings",
@@ -105,7 +113,10 @@ async fn list_service_offerings(call: Call) -> Result<Outcome, ApiError> {
             && is_at_least("memory", offering.memory_mib)
     };
     let created = crate::api::date::format(call.management.started);
-    let rows = offering::ALL.iter().filter(is_wanted).map(|offering| describe(offering, &created));
+    let rows = offering::ALL
+        .iter()
+        .filter(is_wanted)
+        .map(|offering| describe(offering, &created));
     let rows = rows.collect();
     list::answer(&call, "serviceoffering", rows)
 }

@@ -56,7 +56,11 @@ pub(super) const COMMANDS: &[Command] = &[
         ),
         Field("hypervisor", Text, "whose disks"),
         Field("provider", Text, "DefaultPrimary"),
-        Field("overprovisionfactor", Text, "1.0: nothing is promised beyond what there is"),
+        Field(
+            "overprovisionfactor",
+            Text,
+            "1.0: nothing is promised beyond what there is",
+        ),
         Field("managed", Flag, "false"),
     ]),
     Command::list("listVolumes", "Lists the disks of instances.", |call| {
@@ -146,7 +150,10 @@ async fn describe_pool(call: &Call, pool: &StoragePool) -> Result<Value, ApiErro
     let capacity = user_vms.and_then(|user_vms| user_vms.host().capacity().ok());
     let templates = store.templates_on_pool(pool.id).await?;
     let volumes = store.volumes().await?;
-    let of_volumes = volumes.iter().filter(|volume| volume.pool == pool.id).filter_map(|volume| volume.size);
+    let of_volumes = volumes
+        .iter()
+        .filter(|volume| volume.pool == pool.id)
+        .filter_map(|volume| volume.size);
     let allocated: i64 = templates
         .iter()
         .map(|template| template.physical_size)
@@ -220,8 +227,14 @@ impl Describe {
 
     fn row(&self, call: &Call, volume: &Volume, pool: Option<&StoragePool>) -> Value {
         let vm = self.instances.iter().find(|vm| vm.id == volume.instance);
-        let zone = self.zones.iter().find(|zone| pool.is_some_and(|pool| pool.zone == zone.id));
-        let template = self.templates.iter().find(|(template, _)| template.id == volume.template);
+        let zone = self
+            .zones
+            .iter()
+            .find(|zone| pool.is_some_and(|pool| pool.zone == zone.id));
+        let template = self
+            .templates
+            .iter()
+            .find(|(template, _)| template.id == volume.template);
         let template = template.map(|(template, _)| template);
         let shown_pool = pool.filter(|_| call.caller.is_admin());
         let uuid = volume.uuid.to_string();

@@ -50,7 +50,11 @@ const FIELDS: &[Field] = &[
         Text,
         "who runs it; External: it is a process of the server's machine",
     ),
-    Field("linklocalip", Text, "address for control, by which the hypervisor's host reaches it"),
+    Field(
+        "linklocalip",
+        Text,
+        "address for control, by which the hypervisor's host reaches it",
+    ),
     Field("linklocalmacaddress", Text, "hardware address for control"),
     Field("linklocalnetmask", Text, "netmask for control"),
     Field("gateway", Text, "its default gateway"),
@@ -79,11 +83,31 @@ const FIELDS: &[Field] = &[
     Field("arch", Text, "processor"),
     Field("cpunumber", Number, "processors; our own field"),
     Field("memory", Number, "MiB that it was given; our own field"),
-    Field("cpuused", Text, "percent of one processor, in the last seconds; our own field"),
-    Field("memorykbs", Number, "KiB of the host's memory that it uses; our own field"),
-    Field("networkkbsread", Number, "KiB that came to its NICs since its start; our own field"),
-    Field("networkkbswrite", Number, "KiB that its NICs sent since its start; our own field"),
-    Field("hasscreen", Flag, "whether it has a screen to look at now; our own field"),
+    Field(
+        "cpuused",
+        Text,
+        "percent of one processor, in the last seconds; our own field",
+    ),
+    Field(
+        "memorykbs",
+        Number,
+        "KiB of the host's memory that it uses; our own field",
+    ),
+    Field(
+        "networkkbsread",
+        Number,
+        "KiB that came to its NICs since its start; our own field",
+    ),
+    Field(
+        "networkkbswrite",
+        Number,
+        "KiB that its NICs sent since its start; our own field",
+    ),
+    Field(
+        "hasscreen",
+        Flag,
+        "whether it has a screen to look at now; our own field",
+    ),
     Field("isdynamicallyscalable", Flag, "whether it can grow while it runs"),
 ];
 
@@ -257,11 +281,21 @@ impl Describe {
             Some(system_vms) => system_vms.diagnose(vm, host),
             None => Some(without_driver(vm)),
         };
-        let nic = |traffic| self.nics.iter().find(|nic| nic.instance == vm.id && nic.traffic == traffic);
+        let nic = |traffic| {
+            self.nics
+                .iter()
+                .find(|nic| nic.instance == vm.id && nic.traffic == traffic)
+        };
         let (control, management) = (nic(Traffic::Control), nic(Traffic::Management));
         let (public, storage) = (nic(Traffic::Public), nic(Traffic::Storage));
-        let address = |nic: Option<&Nic>| nic.and_then(|nic| nic.address).map(|address| IpAddr::V4(address.addr()));
-        let netmask = |nic: Option<&Nic>| nic.and_then(|nic| nic.address).map(|address| address.netmask().to_string());
+        let address = |nic: Option<&Nic>| {
+            nic.and_then(|nic| nic.address)
+                .map(|address| IpAddr::V4(address.addr()))
+        };
+        let netmask = |nic: Option<&Nic>| {
+            nic.and_then(|nic| nic.address)
+                .map(|address| address.netmask().to_string())
+        };
         let mac = |nic: Option<&Nic>| nic.and_then(|nic| nic.mac.as_ref()).map(ToString::to_string);
         let default = self.nics.iter().find(|nic| nic.instance == vm.id && nic.is_default);
         let driver = call.management.zone.driver();

@@ -71,7 +71,11 @@ const FIELDS: &[Field] = &[
     Field("nic", Object, "its NICs: it has none; not known of external instances"),
     Field("securitygroup", Object, "there are none"),
     Field("affinitygroup", Object, "there are none"),
-    Field("hasscreen", Flag, "whether it has a screen to look at now; our own field"),
+    Field(
+        "hasscreen",
+        Flag,
+        "whether it has a screen to look at now; our own field",
+    ),
     Field(
         "vncaddress",
         Text,
@@ -114,7 +118,11 @@ pub(super) const COMMANDS: &[Command] = &[
         optional("networkid", Id, "in a network; there are none"),
         optional("vpcid", Id, "in a VPC; there are none"),
         optional("affinitygroupid", Id, "in an affinity group; there are none"),
-        optional("details", List, "all and stats show what it uses, too, and so does none"),
+        optional(
+            "details",
+            List,
+            "all and stats show what it uses, too, and so does none",
+        ),
         optional("tags", Map, "with all these tags"),
         optional("account", Text, "of an account; with domainid"),
         optional("domainid", Id, "of a domain"),
@@ -232,7 +240,10 @@ async fn list_instances(call: Call) -> Result<Outcome, ApiError> {
         }
         let row = describe.row(&call, &vm);
         let is_id = |field: &'static str| call.id(field).is_none_or(|id| row[field] == json!(id));
-        if ["zoneid", "templateid", "serviceofferingid", "userid"].into_iter().all(is_id) {
+        if ["zoneid", "templateid", "serviceofferingid", "userid"]
+            .into_iter()
+            .all(is_id)
+        {
             rows.push(row);
         }
     }
@@ -320,7 +331,9 @@ impl Describe {
             owners: Owners::load(store).await?,
             templates: store.templates().await?,
             user_vms: store.user_vms().await?,
-            users: users.map(|found| (found.user.id, (found.user.uuid, found.user.username))).collect(),
+            users: users
+                .map(|found| (found.user.id, (found.user.uuid, found.user.username)))
+                .collect(),
         })
     }
 
@@ -377,7 +390,10 @@ impl Describe {
 
     /// Of one that we run.
     fn extend(&self, fields: &mut serde_json::Map<String, Value>, user_vm: &UserVm) {
-        let template = self.templates.iter().find(|(template, _)| template.id == user_vm.template);
+        let template = self
+            .templates
+            .iter()
+            .find(|(template, _)| template.id == user_vm.template);
         let template = template.map(|(template, _)| template);
         let offering = offering::find(user_vm.offering);
         let user = self.users.get(&user_vm.user);

@@ -29,7 +29,11 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     optional("affinitygroupnames", List, "not possible yet"),
     optional("diskofferingid", Id, "not possible yet: it has a root disk only"),
     optional("size", Number, "not possible yet"),
-    optional("rootdisksize", Number, "not possible yet: the root disk is as big as its template"),
+    optional(
+        "rootdisksize",
+        Number,
+        "not possible yet: the root disk is as big as its template",
+    ),
     optional("volumeid", Id, "not possible yet"),
     optional("snapshotid", Id, "not possible yet"),
     optional("userdata", Text, "not possible yet: there is no router to hand it out"),
@@ -74,7 +78,9 @@ pub(super) async fn deploy(call: Call) -> Result<Job, ApiError> {
     let store = &call.management.store;
     let zone_id = call.needed_id("zoneid")?;
     let zones = store.zones().await?;
-    let zone = zones.iter().find(|zone| zone.uuid == zone_id && zone.id == user_vms.pool().zone);
+    let zone = zones
+        .iter()
+        .find(|zone| zone.uuid == zone_id && zone.id == user_vms.pool().zone);
     let zone = zone.ok_or_else(|| ApiError::no_such_id("zoneid", zone_id))?;
     let offering_id = call.needed_id("serviceofferingid")?;
     let offering = offering::find(offering_id).ok_or_else(|| ApiError::no_such_id("serviceofferingid", offering_id))?;
@@ -86,7 +92,11 @@ pub(super) async fn deploy(call: Call) -> Result<Job, ApiError> {
     }
     own_account(&call).await?;
     let host_name = call.text("name").map(host_name).transpose()?.map(str::to_owned);
-    let display_name = call.text("displayname").map(display_name).transpose()?.map(str::to_owned);
+    let display_name = call
+        .text("displayname")
+        .map(display_name)
+        .transpose()?
+        .map(str::to_owned);
     let template = template(&call, &user_vms).await?;
     if template.facts.zone != zone.id {
         return Err(ApiError::parameter(format!(
@@ -104,7 +114,10 @@ pub(super) async fn deploy(call: Call) -> Result<Job, ApiError> {
         user: identity.user.id,
     };
     let is_admin = call.caller.is_admin();
-    let vm = user_vms.create(new).await.map_err(|error| super::life::told(error, is_admin))?;
+    let vm = user_vms
+        .create(new)
+        .await
+        .map_err(|error| super::life::told(error, is_admin))?;
     let is_started = call.flag("startvm") != Some(false);
     let description = format!("deploying instance {}", vm.display_name);
     let id = vm.uuid;
@@ -144,7 +157,9 @@ async fn own_account(call: &Call) -> Result<(), ApiError> {
     let domains = call.management.store.domains().await?;
     let domain = domains.iter().find(|domain| domain.id == account.domain);
     let is_own = call.text("account").is_none_or(|name| name == account.name)
-        && call.id("domainid").is_none_or(|id| domain.is_some_and(|domain| domain.uuid == id));
+        && call
+            .id("domainid")
+            .is_none_or(|id| domain.is_some_and(|domain| domain.uuid == id));
     if is_own {
         Ok(())
     } else {
@@ -173,7 +188,9 @@ async fn template(call: &Call, user_vms: &UserVms) -> Result<Template, ApiError>
     } else if !on_stores.iter().any(|row| row.state == DownloadState::Downloaded) {
         Some("is not ready yet; listTemplates shows how far it is".to_owned())
     } else {
-        let wanted = call.text("hypervisor").filter(|wanted| !wanted.eq_ignore_ascii_case(&facts.hypervisor));
+        let wanted = call
+            .text("hypervisor")
+            .filter(|wanted| !wanted.eq_ignore_ascii_case(&facts.hypervisor));
         wanted.map(|_| format!("is for {}, not for the hypervisor given", facts.hypervisor))
     };
     match problem {

@@ -17,7 +17,10 @@ use crate::user_vms::{UserVmError, UserVms};
 type Doing = Pin<Box<dyn Future<Output = Result<Instance, UserVmError>> + Send>>;
 
 pub(super) async fn start(call: Call) -> Result<Job, ApiError> {
-    job(call, "starting", |vms, id, _| Box::pin(async move { vms.start(id).await })).await
+    job(call, "starting", |vms, id, _| {
+        Box::pin(async move { vms.start(id).await })
+    })
+    .await
 }
 
 pub(super) async fn stop(call: Call) -> Result<Job, ApiError> {
@@ -42,12 +45,18 @@ pub(super) async fn destroy(call: Call) -> Result<Job, ApiError> {
         })
         .await;
     }
-    job(call, "destroying", |vms, id, _| Box::pin(async move { vms.destroy(id).await })).await
+    job(call, "destroying", |vms, id, _| {
+        Box::pin(async move { vms.destroy(id).await })
+    })
+    .await
 }
 
 pub(super) async fn expunge(call: Call) -> Result<Job, ApiError> {
     may_expunge(&call)?;
-    job(call, "expunging", |vms, id, _| Box::pin(async move { vms.expunge(id).await })).await
+    job(call, "expunging", |vms, id, _| {
+        Box::pin(async move { vms.expunge(id).await })
+    })
+    .await
 }
 
 pub(super) async fn recover(call: Call) -> Result<Outcome, ApiError> {
@@ -84,7 +93,10 @@ async fn job(call: Call, doing: &'static str, run: fn(UserVms, InstanceId, bool)
 async fn ours(call: &Call) -> Result<(Instance, UserVms), ApiError> {
     let (vm, user_vm) = find(call, "id").await?;
     if user_vm.is_none() {
-        let text = format!("instance {} is run by somebody else, who has to do this", vm.display_name);
+        let text = format!(
+            "instance {} is run by somebody else, who has to do this",
+            vm.display_name
+        );
         return Err(ApiError::new(Code::Unsupported, text));
     }
     Ok((vm, user_vms(call)?.clone()))
@@ -112,7 +124,9 @@ pub(super) fn told(error: UserVmError, is_admin: bool) -> ApiError {
     };
     match (&error, is_admin) {
         (UserVmError::Driver { .. }, true) => ApiError::new(code, chain(&error).to_string()),
-        (UserVmError::Driver { .. }, false) => ApiError::new(code, format!("{error}; ask an administrator for the reason")),
+        (UserVmError::Driver { .. }, false) => {
+            ApiError::new(code, format!("{error}; ask an administrator for the reason"))
+        }
         _ => ApiError::new(code, error.to_string()),
     }
 }
