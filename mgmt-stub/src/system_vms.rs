@@ -72,6 +72,8 @@ struct Inner {
     /// As many starts as the driver takes at the same time.
     starts: Semaphore,
     wake: Notify,
+    /// Of those that were started again lately: restarts that are left.
+    restarts_left: Mutex<HashMap<InstanceId, usize>>,
 }
 
 impl SystemVms {
@@ -96,6 +98,7 @@ impl SystemVms {
                 locks: Mutex::default(),
                 starts,
                 wake: Notify::new(),
+                restarts_left: Mutex::default(),
             }),
         }
     }
@@ -113,6 +116,15 @@ impl SystemVms {
     /// Where they live.
     pub fn place(&self) -> &Place {
         &self.inner.place
+    }
+
+    /// How often each of those that were started again lately may be so once more, within the budget.
+    pub fn restarts_left(&self) -> HashMap<InstanceId, usize> {
+        self.inner
+            .restarts_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Looks at the pools now rather than at the next scan.
