@@ -3,16 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use des::Des;
+use des::cipher::{BlockCipherEncrypt, KeyInit};
 use hypervisor::accelerator::Accelerator;
 use hypervisor::machine::{Disk, Format, Machine, Nic};
 use hypervisor::qmp::{Event, Events, Qmp, QmpError};
 use hypervisor::vm::{Cause, Vm, VmError};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use platform::exec::{Cmd, Process};
@@ -87,9 +88,7 @@ impl Namespace {
     async fn with_tap(tap: &str) -> Self {
         let namespace = Self(format!("sysvm-hv-{}", std::process::id()));
         Cmd::new("ip").args(["netns", "add", &namespace.0]).run().await.unwrap();
-        let batch = format!(
-            "link set lo up\ntuntap add {tap} mode tap\naddress add 10.1.1.1/24 dev {tap}\nlink set {tap} up\n"
-        );
+        let batch = format!("link set lo up\ntuntap add {tap} mode tap\nlink set {tap} up\n");
         let ip = Cmd::new("ip").args(["-n", &namespace.0, "-batch", "-"]).stdin(batch);
         ip.run().await.unwrap();
         namespace
@@ -97,18 +96,6 @@ impl Namespace {
 
     fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.0)
-    }
-
-    /// Sends so many bytes to everybody on the tap.
-    fn shout(&self, bytes: usize) {
-        let namespace = fs::File::open(self.path()).unwrap();
-        let shout = move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            let socket = UdpSocket::bind("10.1.1.1:0").unwrap();
-            socket.set_broadcast(true).unwrap();
-            socket.send_to(&vec![b'x'; bytes], "10.1.1.255:9").unwrap();
-        };
-        std::thread::spawn(shout).join().unwrap();
     }
 }
 
@@ -185,7 +172,6 @@ async fn a_vm_outlives_who_started_it_and_is_adopted_by_the_next() {
     assert_eq!(vm.process(), &process);
     assert_eq!(host.process().as_ref(), Some(&process));
 
-    // A NIC that nobody talks to, and a processor that starts the firmware.
     let usage = vm.usage().unwrap();
     assert!(
         usage.cpu > Duration::from_millis(10) && usage.memory > 5_000_000,
@@ -317,16 +303,17 @@ async fn a_screen_is_for_those_who_know_its_password() {
     let vm = Vm::start(&host.vm(), &machine, None).await.unwrap();
     let screen = vm.screen().await.unwrap().unwrap();
     let password = Secret::new("Gh7kqWb2".to_owned());
-    assert!(!lets_in(screen, [0; 16]).await);
+    assert!(!lets_in(screen, password.expose()).await, "it has not been set yet");
     vm.set_screen_password(&password).await.unwrap();
-    assert!(!lets_in(screen, [0; 16]).await);
+    assert!(!lets_in(screen, "").await);
+    assert!(lets_in(screen, password.expose()).await);
     let line = fs::read_to_string(format!("/proc/{}/cmdline", vm.process().pid())).unwrap();
     assert!(!line.contains(password.expose()));
     vm.kill().await.unwrap();
 }
 
-/// RFB's security handshake with VncAuth, answered with this: RFC 6143 §7.1.2, §7.2.2.
-async fn lets_in(screen: SocketAddr, answer: [u8; 16]) -> bool {
+/// RFB's security handshake with VncAuth: RFC 6143 §7.1.2, §7.2.2.
+async fn lets_in(screen: SocketAddr, password: &str) -> bool {
     let mut vnc = TcpStream::connect(screen).await.unwrap();
     let mut version = [0; 12];
     vnc.read_exact(&mut version).await.unwrap();
@@ -337,10 +324,23 @@ async fn lets_in(screen: SocketAddr, answer: [u8; 16]) -> bool {
     vnc.write_all(&[2]).await.unwrap();
     let mut challenge = [0; 16];
     vnc.read_exact(&mut challenge).await.unwrap();
-    vnc.write_all(&answer).await.unwrap();
+    vnc.write_all(&answer(password, challenge)).await.unwrap();
     let mut result = [0; 4];
     vnc.read_exact(&mut result).await.unwrap();
     result == [0; 4]
+}
+
+/// The challenge, encrypted with the password, whose bits are taken from the lowest on in each byte: RFC 6143 §7.2.2.
+fn answer(password: &str, mut challenge: [u8; 16]) -> [u8; 16] {
+    let mut key = [0; 8];
+    for (byte, letter) in key.iter_mut().zip(password.bytes()) {
+        *byte = letter.reverse_bits();
+    }
+    let des = Des::new(&key.into());
+    for block in challenge.chunks_exact_mut(8) {
+        des.encrypt_block(block.try_into().unwrap());
+    }
+    challenge
 }
 
 #[tokio::test]
