@@ -120,6 +120,14 @@ async fn hears(events: &mut Events, is_it: impl Fn(&Event) -> bool) {
     timeout(LIMIT, heard).await.unwrap();
 }
 
+/// It answers in time, as soon as this machine is not too busy for that.
+async fn works(vm: &Vm) {
+    let started = Instant::now();
+    while !vm.responds().await {
+        assert!(started.elapsed() < LIMIT);
+    }
+}
+
 async fn ended(vm: &Vm) -> Cause {
     timeout(LIMIT, vm.ended()).await.unwrap().cause
 }
@@ -158,7 +166,7 @@ async fn a_vm_outlives_who_started_it_and_is_adopted_by_the_next() {
     assert!(process.is_alive());
     let adopted = host.adopt().await;
     assert_eq!((adopted.process(), adopted.machine()), (&process, &machine));
-    assert!(adopted.responds().await);
+    works(&adopted).await;
     let error = Vm::start(&host.vm(), &machine, None).await.unwrap_err();
     assert!(
         matches!(error, VmError::Runs { pid, .. } if pid == process.pid()),
@@ -190,11 +198,11 @@ async fn a_vm_outlives_who_started_it_and_is_adopted_by_the_next() {
 async fn a_qemu_that_stands_still_is_told_from_one_that_works() {
     let host = Host::new();
     let vm = host.start().await;
-    assert!(vm.responds().await);
+    works(&vm).await;
     signal(&vm, Signal::SIGSTOP);
     let started = Instant::now();
     assert!(!vm.responds().await);
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(vm.is_alive());
 
     // Also when whoever started it is gone.
@@ -205,10 +213,7 @@ async fn a_qemu_that_stands_still_is_told_from_one_that_works() {
     assert_eq!(error, "QEMU of v-1-VM does not answer; it hangs, or was stopped");
 
     signal(&vm, Signal::SIGCONT);
-    let started = Instant::now();
-    while !vm.responds().await {
-        assert!(started.elapsed() < LIMIT);
-    }
+    works(&vm).await;
     signal(&vm, Signal::SIGSTOP);
     assert_eq!(vm.stop(Duration::from_secs(1)).await.unwrap().cause, Cause::Killed);
     assert!(!vm.is_alive());
@@ -222,7 +227,7 @@ async fn a_guest_that_does_not_power_off_is_ended_and_starts_again() {
     assert_eq!(ended.to_string(), "it was powered off over QEMU's monitor");
     let again = host.start().await;
     assert_ne!(again.process(), vm.process());
-    assert!(again.responds().await);
+    works(&again).await;
     // Twice, by two.
     let (one, two) = tokio::join!(again.kill(), again.kill());
     assert_eq!((one.unwrap().cause, two.unwrap().cause), (Cause::Killed, Cause::Killed));
@@ -245,7 +250,7 @@ async fn the_end_of_a_vm_is_seen_and_its_reason_told() {
     // The exit code of a process that is not our child is not for us.
     drop(host.start().await);
     let vm = host.adopt().await;
-    assert!(vm.responds().await);
+    works(&vm).await;
     signal(&vm, Signal::SIGKILL);
     assert_eq!(ended(&vm).await, Cause::Unseen);
 }
