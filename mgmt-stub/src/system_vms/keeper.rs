@@ -4,6 +4,7 @@
 //! It looks at what is, never at a queue of changes. What takes time are tasks beside it; it owns all that is remembered.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -176,6 +177,13 @@ impl Keeper {
         self.pools(&instances, &hosts).await?;
 
         let now = OffsetDateTime::now_utc();
+        let left = self.budgets.iter().map(|(id, budget)| (*id, budget.left(now)));
+        *self
+            .vms
+            .inner
+            .restarts_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = left.collect();
         let plans = self.plans.values();
         let plans = plans.map(|plan| (plan.at - now).max(time::Duration::ZERO).unsigned_abs());
         let scans = self.due.values();
