@@ -1,4 +1,5 @@
-//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, and [`qemu`].
+//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, [`qemu`], and [`in_process`], which only
+//! pretends them. What all drivers have in common is said by the trait and asked by [`conformance`].
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
@@ -18,6 +19,8 @@ use tokio::sync::watch;
 
 use crate::ca::Issued;
 
+pub mod conformance;
+pub mod in_process;
 mod last_words;
 pub mod processes;
 pub mod qemu;
@@ -296,6 +299,9 @@ pub enum DriverError {
     /// The program.
     #[error(transparent)]
     Exec(#[from] platform::exec::ExecError),
+    /// The driver says why.
+    #[error("{0} cannot be started: {1}")]
+    Failed(String, String),
     /// A step of its start.
     #[error("step `{step}` of its start failed: {cause}{told}; {remedy}{console}")]
     Step {
@@ -333,4 +339,20 @@ pub enum DriverError {
         /// Its process.
         pid: i32,
     },
+}
+
+/// Bytes of a VM's name: it is a host name and a part of paths of sockets, which have at most 107.
+const MAX_NAME: usize = 64;
+
+/// Names become directories, and words of commands.
+///
+/// # Errors
+/// It is no name.
+pub(crate) fn check_name(name: &str) -> Result<(), DriverError> {
+    let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_good && name.len() <= MAX_NAME && !name.starts_with('-') {
+        Ok(())
+    } else {
+        Err(DriverError::Name(name.to_owned()))
+    }
 }

@@ -1,7 +1,7 @@
 //! The management server.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
 use mgmt_stub::ca::{Ca, Presented, Request, Signed};
 use mgmt_stub::client::Client;
 use mgmt_stub::client_auth::{Expired, Strictness};
 use mgmt_stub::configuration::Configuration;
 use mgmt_stub::driver::Driver;
+use mgmt_stub::driver::in_process::{self as simulation, InProcess};
 use mgmt_stub::driver::processes::{Processes, Programs};
 use mgmt_stub::embedded::{Embedded, EmbeddedOptions};
 use mgmt_stub::management::Management;
@@ -23,7 +25,7 @@ use mgmt_stub::settings::Settings;
 use mgmt_stub::store::host::Host;
 use mgmt_stub::store::id::{PodId, ZoneId};
 use mgmt_stub::store::{OpenError, Store};
-use mgmt_stub::system_vms::{Place, SystemVms};
+use mgmt_stub::system_vms::{Networks, Place, SystemVms};
 use mgmt_stub::user_vms::UserVms;
 use mgmt_stub::web::WebServer;
 use mgmt_stub::zone::{Zone, ZoneHooks};
@@ -118,6 +120,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.into(), contents.strip_suffix('\n').unwrap_or(&contents).into()))
 }
 
+/// The addresses of simulated VMs: nobody has them.
+const SIMULATED_ZONE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 16);
+
 /// Bytes of a parameter's value in a file.
 const MAX_VALUE: u64 = 64 << 10;
 
@@ -144,6 +149,7 @@ struct Serve {
     /// Who runs system VMs: `processes` runs the programs ssvm and console-proxy on this machine; `qemu` makes this machine
     /// a host with virtual machines, in a network of its own, and an NFS server for them (needs root). Both keep them
     /// alive, and they go on when this server ends (`stop-system-vms` ends them). With `none` somebody else starts them.
+    /// `simulator` is for trying out the server: its VMs are agents inside of it, which do no work and end with it.
     #[arg(long, value_enum, default_value = "none")]
     driver: DriverKind,
     /// Where browsers find the first console proxy; further ones take the next ports. An address that browsers can reach;
@@ -189,6 +195,7 @@ enum DriverKind {
     None,
     Processes,
     Qemu,
+    Simulator,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -332,7 +339,7 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     };
     let embedded = match arguments.driver {
         DriverKind::Qemu => Some(Embedded::open(data_dir, &arguments.embedded).await?),
-        DriverKind::None | DriverKind::Processes => None,
+        DriverKind::None | DriverKind::Processes | DriverKind::Simulator => None,
     };
     let inside = embedded.as_ref().map(|embedded| embedded.agents().ip());
     let presented = match arguments.present {
@@ -378,6 +385,13 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         (None, DriverKind::Processes) => {
             let place = place(&arguments, server.local_addr()?);
             Some((Arc::new(processes(data_dir, &arguments)?), place))
+        }
+        (None, DriverKind::Simulator) => {
+            let place = Place {
+                networks: Some(Networks::of_zone(SIMULATED_ZONE)?),
+                ..place(&arguments, server.local_addr()?)
+            };
+            Some((Arc::new(InProcess::new(simulation::Options::default())), place))
         }
         (None, _) => None,
     };

@@ -5,7 +5,6 @@
 //! nobody from seeing that another VM has ended.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use platform::logging::chain;
@@ -225,8 +224,4 @@ fn alert_type(kind: InstanceType) -> AlertType {
         InstanceType::ConsoleProxy => AlertType::CONSOLE_PROXY,
         _ => AlertType::SSVM,
     }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }

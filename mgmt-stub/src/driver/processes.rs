@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::last_words::last_line;
-use super::{Doing, Driver, DriverError, Power, Purpose, Usage, VmSpec};
+use super::{Doing, Driver, DriverError, Power, Purpose, Usage, VmSpec, check_name};
 
 /// From SIGTERM to SIGKILL: a console proxy says goodbye to its browsers, an SSVM writes its journal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -292,12 +292,8 @@ impl Processes {
     }
 
     fn path(&self, name: &str, file: &str) -> Result<PathBuf, DriverError> {
-        let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if is_good && name.len() <= 255 {
-            Ok(self.inner.directory.join(name).join(file))
-        } else {
-            Err(DriverError::Name(name.to_owned()))
-        }
+        check_name(name)?;
+        Ok(self.inner.directory.join(name).join(file))
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {

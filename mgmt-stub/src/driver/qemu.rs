@@ -35,7 +35,7 @@ use tracing::{info, warn};
 use self::facts::Facts;
 use self::record::{Record, Written};
 use super::last_words::last_line;
-use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec};
+use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec, check_name};
 
 /// For a VM to shut down before it is powered off, on a machine with KVM; times the factor of the accelerator.
 const GRACE: Duration = Duration::from_secs(15);
@@ -314,12 +314,8 @@ impl Qemu {
 
     /// The directory of a VM.
     fn path(&self, name: &str) -> Result<PathBuf, DriverError> {
-        let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if is_good && name.len() <= 64 {
-            Ok(self.inner.settings.directory.join(name))
-        } else {
-            Err(DriverError::Name(name.to_owned()))
-        }
+        check_name(name)?;
+        Ok(self.inner.settings.directory.join(name))
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {

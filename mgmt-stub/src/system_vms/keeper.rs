@@ -37,8 +37,9 @@ use crate::store::instance::{Instance, InstanceType};
 
 /// After something that could not be done, and between two looks at what nobody reports.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks: many changes at once are one look.
+/// Between two looks, at least: many changes at once are one look. With very many VMs as long as the look took.
 const REST: Duration = Duration::from_millis(20);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Between two looks for VMs that the driver has and the store does not know.
 const TIDY: Duration = Duration::from_mins(1);
 /// VMs that are followed at the same time: the store commits what they ask for together.
@@ -137,6 +138,7 @@ impl Keeper {
         loop {
             power.borrow_and_update();
             settings.borrow_and_update();
+            let began = Instant::now();
             let wait = match self.pass().await {
                 Ok(wait) => wait,
                 Err(error) => {
@@ -144,6 +146,7 @@ impl Keeper {
                     TRY_AGAIN
                 }
             };
+            tokio::time::sleep(began.elapsed().clamp(REST, LONGEST_REST)).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -155,7 +158,6 @@ impl Keeper {
             while let Some(done) = self.tasks.try_join_next() {
                 self.done(done).await;
             }
-            tokio::time::sleep(REST).await;
         }
     }
 
@@ -320,9 +322,8 @@ impl Keeper {
     async fn look_for_trouble(&mut self, instances: &[Instance], hosts: &HashMap<&str, &Host>) {
         let configuration = self.vms.inner.configuration.clone();
         for vm in instances.iter().filter(|vm| vm.state == Running) {
-            let host = hosts.get(vm.name.as_str());
-            let is_up = host.is_some_and(|host| self.vms.inner.agents.is_up(host.id));
-            let Some(why) = self.trouble(vm, is_up) else { continue };
+            let host = hosts.get(vm.name.as_str()).copied();
+            let Some(why) = self.trouble(vm, host) else { continue };
             let is_wanted = vm.kind != InstanceType::ConsoleProxy || configuration.flag(&CONSOLEPROXY_RESTART);
             if !is_wanted
                 || !configuration.flag(&HA_ENABLED)
@@ -347,7 +348,7 @@ impl Keeper {
     }
 
     /// Why a VM that runs is to be started again, if it is.
-    fn trouble(&mut self, vm: &Instance, is_up: bool) -> Option<String> {
+    fn trouble(&mut self, vm: &Instance, host: Option<&Host>) -> Option<String> {
         let inner = &self.vms.inner;
         let limit = |setting: &Setting| Some(inner.configuration.time(setting)).filter(|limit| !limit.is_zero());
         let agent = self.agents.entry(vm.id).or_insert(Agent {
@@ -367,11 +368,15 @@ impl Keeper {
         {
             return Some(format!("it hangs: it has not answered since {} UTC", clock(since)));
         }
-        if is_up {
+        if host.is_some_and(|host| inner.agents.is_up(host.id)) {
             agent.was_up = true;
             agent.gone = None;
             return None;
         }
+        // It may have come and gone between two looks.
+        agent.was_up |= host
+            .and_then(|host| host.disconnected)
+            .is_some_and(|gone| gone >= vm.since);
         let gone = agent.gone.get_or_insert_with(Instant::now).elapsed();
         let limit = limit(if agent.was_up {
             &AGENT_SILENCE_LIMIT

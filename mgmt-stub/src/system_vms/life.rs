@@ -179,7 +179,13 @@ impl SystemVms {
         if was_stopped {
             return Ok(vm);
         }
-        match self.inner.driver.stop(&vm.name).await {
+        let driver = &self.inner.driver;
+        // What hangs cannot be asked.
+        let ended = match driver.silent_since(&vm.name) {
+            Some(_) => driver.power_off(&vm.name).await,
+            None => driver.stop(&vm.name).await,
+        };
+        match ended {
             Ok(()) => {
                 let event = InstanceEvent::OperationSucceeded;
                 let vm = store.instance_event(&vm, event, reason).await?;
@@ -197,10 +203,26 @@ impl SystemVms {
     /// What follows when a VM has become Stopped, however that came about.
     pub(super) async fn powered_off(&self, vm: &Instance) {
         self.release_addresses(vm).await;
-        match self.inner.store.host_named(&vm.name).await {
-            Ok(Some(host)) => self.inner.agents.powered_off(host.id),
-            Ok(None) => {}
-            Err(error) => warn!(vm = vm.name, error = %chain(&error), "Cannot end the link of a system VM that is off"),
+        if let Err(error) = self.disconnect(vm).await {
+            warn!(vm = vm.name, error = %chain(&error), "Cannot end the link of a system VM that is off");
+        }
+    }
+
+    /// Its link may be open still, or may have broken with the power, which looks like an accident.
+    async fn disconnect(&self, vm: &Instance) -> Result<(), StoreError> {
+        let Some(host) = self.inner.store.host_named(&vm.name).await? else {
+            return Ok(());
+        };
+        self.inner.agents.powered_off(host.id);
+        let event = HostEvent::ShutdownRequested;
+        match self
+            .inner
+            .store
+            .apply_host_event(host.id, event, "its VM was powered off")
+            .await
+        {
+            Err(StoreError::Rejected(_)) => Ok(()), // it was never connected
+            other => other.map(drop),
         }
     }
 
