@@ -12,6 +12,7 @@ mod base;
 mod facts;
 mod follow;
 mod record;
+mod set_up;
 mod start;
 
 use std::collections::HashMap;

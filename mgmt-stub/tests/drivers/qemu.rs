@@ -22,7 +22,7 @@ use protocol::secret::Secret;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A host with an empty disk and a network that ends with it.
 struct Host {
