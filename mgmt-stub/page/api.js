@@ -99,9 +99,13 @@ export function forgetSession() {
     remember(null);
 }
 
-/** Starts a job and waits for its end; answers `jobresult`. The server may go away meanwhile, and come back. */
-export async function job(command, parameters) {
-    const { jobid } = await call(command, parameters);
+/** Starts a job; answers what `finish` takes. */
+export async function start(command, parameters) {
+    return (await call(command, parameters)).jobid;
+}
+
+/** Waits for the end of a job; answers `jobresult`. The server may go away meanwhile, and come back. */
+export async function finish(jobid) {
     for (;;) {
         await new Promise((resolve) => setTimeout(resolve, JOB_INTERVAL_MS));
         let answer;
@@ -117,4 +121,9 @@ export async function job(command, parameters) {
             throw new ApiError(result?.errortext ?? (typeof result === "string" ? result : "The job failed"), answer.jobresultcode);
         }
     }
+}
+
+/** Starts a job and waits for its end. */
+export async function job(command, parameters) {
+    return finish(await start(command, parameters));
 }

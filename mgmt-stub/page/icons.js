@@ -21,6 +21,8 @@ const PATHS = {
     close: "M6 6l12 12M18 6 6 18",
     logout: "M10 4H5v16h5M14 8l4 4-4 4M18 12H9",
     problem: "M12 4 2.8 20h18.4zM12 10v4M12 17h.01",
+    back: "M15 5l-7 7 7 7",
+    wait: "M7 3h10M7 21h10M8 3v4l4 5 4-5V3M8 21v-4l4-5 4 5v4",
     good: "M5 12.5l4.5 4.5L19 7.5",
     work: "M12 4v3M12 17v3M4 12h3M17 12h3M6.5 6.5l2 2M15.5 15.5l2 2M17.5 6.5l-2 2M8.5 15.5l-2 2",
 };

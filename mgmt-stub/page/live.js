@@ -7,11 +7,11 @@ const MAX_RETRY_MS = 5000;
 const SILENCE_MS = 40_000;
 
 /**
- * Follows the stream until it is stopped: answers `{ stop, pause, hurry }`.
+ * Follows the stream until it is stopped: answers `{ stop, pause, hurry }`. `event` is the name of its messages.
  * `onChange(topics)` gets the changed topics; `onState` gets "connecting", "open" or "away"; `isRefused()` is asked when
  * the server did not accept the stream, and answers whether to give up (the session is over).
  */
-export function follow({ address, onChange, onState, isRefused }) {
+export function follow({ address, event: name = "state", onChange, onState, isRefused }) {
     let source = null;
     let [retry, silence] = [0, 0];
     let delay = RETRY_MS;
@@ -22,7 +22,7 @@ export function follow({ address, onChange, onState, isRefused }) {
         source = new EventSource(address());
         source.onopen = heard;
         source.addEventListener("heartbeat", heard);
-        source.addEventListener("state", (event) => {
+        source.addEventListener(name, (event) => {
             heard();
             delay = RETRY_MS;
             onState("open");

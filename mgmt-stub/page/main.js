@@ -8,19 +8,22 @@ import { icon } from "./icons.js";
 import { follow } from "./live.js";
 import { announce } from "./notices.js";
 import { changed, state, whenChanged } from "./state.js";
-import { systemVm, template } from "./words.js";
+import { instance, systemVm, template } from "./words.js";
 import { choosePassword, loginForm } from "./views/login.js";
 import { events } from "./views/events.js";
+import { instanceDetail } from "./views/instance.js";
 import { instances } from "./views/instances.js";
 import { overview } from "./views/overview.js";
+import { systemVmDetail } from "./views/systemvm.js";
 import { systemVms } from "./views/systemvms.js";
 import { templates } from "./views/templates.js";
+import { pauseWatching, resumeWatching, watch } from "./watch.js";
 
 const VIEWS = [
     { id: "overview", name: "Overview", draw: overview },
-    { id: "systemvms", name: "System VMs", draw: systemVms, count: () => state.systemvms?.filter((vm) => systemVm(vm).kind === "problem").length },
+    { id: "systemvms", name: "System VMs", draw: systemVms, drawOne: systemVmDetail, count: () => state.systemvms?.filter((vm) => systemVm(vm).kind === "problem").length },
     { id: "templates", name: "Templates", draw: templates, count: () => [...(state.templates ?? []), ...(state.isos ?? [])].filter((image) => template(image).kind === "problem").length },
-    { id: "instances", name: "Instances", draw: instances },
+    { id: "instances", name: "Instances", draw: instances, drawOne: instanceDetail, count: () => state.virtualmachines?.filter((vm) => instance(vm).kind === "problem").length },
     { id: "events", name: "Events", draw: events },
 ];
 /** Of relative times such as "20 s ago". */
@@ -36,8 +39,11 @@ let stream = null;
 let pausing = 0;
 let shownView = null;
 
+/** The view, and of one that can show a single object closely, which one. */
 function view() {
-    return VIEWS.find(({ id }) => location.hash === `#/${id}`) ?? VIEWS[0];
+    const [, name, object] = location.hash.split("/");
+    const found = VIEWS.find(({ id }) => id === name) ?? VIEWS[0];
+    return { ...found, object: found.drawOne && object };
 }
 
 function draw() {
@@ -50,6 +56,8 @@ function draw() {
         return;
     }
     const current = view();
+    const place = [current.id, current.object].filter(Boolean).join("-");
+    watch(current.object);
     show(app, [
         h("a", { key: "skip", class: "skip", href: "#main", onclick: skip }, "Skip to the content"),
         h("header", { key: "header" },
@@ -63,13 +71,13 @@ function draw() {
         ),
         h("main", { key: "main", id: "main" },
             away(),
-            h("div", { key: `view-${current.id}` }, current.draw())),
+            h("div", { key: `view-${place}` }, current.object ? current.drawOne(current.object) : current.draw())),
         state.screen === "again" && askAgain(),
     ]);
     document.title = `${current.name} – sysvm`;
-    if (shownView !== current.id) {
+    if (shownView !== place) {
         if (shownView !== null) document.querySelector("#heading")?.focus();
-        shownView = current.id;
+        shownView = place;
     }
 }
 
@@ -174,6 +182,7 @@ function keepAlive() {
 whenChanged(draw);
 api.whenSessionEnds(() => {
     stream?.stop();
+    watch(undefined);
     api.forgetSession();
     if (state.screen === "app") {
         state.screen = "again";
@@ -187,8 +196,15 @@ addEventListener("hashchange", changed);
 addEventListener("online", () => stream?.hurry());
 addEventListener("visibilitychange", () => {
     clearTimeout(pausing);
-    if (document.visibilityState === "visible") stream?.hurry();
-    else pausing = setTimeout(() => stream?.pause(), HIDDEN_MS);
+    if (document.visibilityState === "visible") {
+        stream?.hurry();
+        resumeWatching();
+    } else {
+        pausing = setTimeout(() => {
+            stream?.pause();
+            pauseWatching();
+        }, HIDDEN_MS);
+    }
 });
 addEventListener("pointerdown", keepAlive);
 addEventListener("keydown", keepAlive);

@@ -60,3 +60,10 @@ export function table(caption, columns, rows) {
         ),
     );
 }
+
+/** A choice in a form: pairs of a value and its words. */
+export function select(id, label, options, chosen, onchange) {
+    return h("div", { class: "field", key: id },
+        h("label", { for: id }, label),
+        h("select", { id, name: id, onchange }, options.map(([value, text]) => h("option", { key: value, value, selected: value === chosen }, text))));
+}

@@ -12,6 +12,8 @@ export const state = {
     /** What is being done to an object by us: id -> words. */
     busy: new Map(),
     session: null,
+    /** The VM that a view shows closely: `{ id, samples, log }`; samples as in docs/web-page.md. */
+    watched: null,
     /** "login", "password" (one has to be chosen), "app" or "again" (the session ended while the app was open). */
     screen: "login",
 };

@@ -3,6 +3,7 @@
 /** Of a system VM: its own state and its agent's, as one. `{ kind, label, reason }`. */
 export function systemVm(vm) {
     const reason = sentence(vm.reason, vm.state);
+    if (vm.state === "Running" && vm.agentstate !== "Up" && vm.bootproblem) return { kind: "problem", label: "Has a problem", reason };
     switch (vm.state) {
         case "Running":
             switch (vm.agentstate) {
@@ -22,6 +23,14 @@ export function systemVm(vm) {
         default: return { kind: "problem", label: vm.state ?? "Unknown", reason: reason ?? "The server does not know more." };
     }
 }
+
+/** Of a step of a VM's start. */
+export const STEP_OUTCOMES = {
+    running: { kind: "work", icon: "work", label: "goes on" },
+    waiting: { kind: "work", icon: "wait", label: "waits" },
+    done: { kind: "good", icon: "good", label: "done" },
+    failed: { kind: "problem", icon: "problem", label: "failed" },
+};
 
 /** The server's reason as a sentence, without the state, which is shown beside it. */
 function sentence(reason, state) {
@@ -54,8 +63,9 @@ export function template(image) {
     }
 }
 
-/** Of a virtual machine. */
+/** Of a virtual machine. Why it runs, or was stopped as asked, nobody asks. */
 export function instance(vm) {
     const kind = { Running: "good", Stopped: "off", Destroyed: "off", Error: "problem", Unknown: "problem" }[vm.state] ?? "work";
-    return { kind, label: vm.state };
+    const isPlain = vm.state === "Running" || ["new", "stopped", "destroyed", "recovered"].includes(vm.reason);
+    return { kind, label: vm.state, reason: isPlain ? undefined : sentence(vm.reason, vm.state) };
 }

@@ -81,6 +81,8 @@ pub enum CloseReason {
     Replaced,
     /// An operator or a certificate renewal wants a new connection.
     Reconnect,
+    /// Its VM has been powered off: nobody is there any more to close the connection.
+    PoweredOff,
     /// This server ends.
     Stopping,
 }
@@ -90,6 +92,7 @@ impl fmt::Display for CloseReason {
         f.write_str(match self {
             Self::Replaced => "the agent has connected again",
             Self::Reconnect => "the agent was asked to connect again",
+            Self::PoweredOff => "its VM was powered off",
             Self::Stopping => "the management server was stopped",
         })
     }
@@ -199,6 +202,14 @@ impl Agents {
         entry
             .inspect(|entry| entry.closer.close(CloseReason::Reconnect))
             .is_some()
+    }
+
+    /// Ends the link of a host whose VM is off. A VM that loses its power says nothing; its host would seem Up until it
+    /// is behind on ping.
+    pub(crate) fn powered_off(&self, host: HostId) {
+        if let Some(entry) = self.entry(host) {
+            entry.closer.close(CloseReason::PoweredOff);
+        }
     }
 
     pub(crate) fn entry(&self, host: HostId) -> Option<Arc<Entry>> {

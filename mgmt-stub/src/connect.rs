@@ -61,6 +61,8 @@ impl Connect<'_> {
         match self.entry.host.host_type {
             HostType::SecondaryStorageVm => self.secondary_storage().await,
             HostType::ConsoleProxy => Ok(self.console_proxy().await?),
+            // It has no agent.
+            HostType::Routing => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Consoles: who may see which screen through which proxy (management.md §7, §8).
 
 mod endpoint;
+pub mod forwards;
 pub mod load;
 pub mod ticket;
 pub mod token;

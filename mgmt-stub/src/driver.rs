@@ -1,11 +1,14 @@
-//! Who runs VMs. So far: [`processes`], for which a system VM is an ordinary program.
+//! Who runs VMs: [`processes`], for which a system VM is an ordinary program, [`qemu`], and [`in_process`], which only
+//! pretends them. What all drivers have in common is said by the trait and asked by [`conformance`].
 //!
 //! A driver starts and stops what it is told to, and says what is on; which VMs there should be is not its business.
 
+use std::fmt;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -16,7 +19,11 @@ use tokio::sync::watch;
 
 use crate::ca::Issued;
 
+pub mod conformance;
+pub mod in_process;
+mod last_words;
 pub mod processes;
+pub mod qemu;
 
 /// Something that takes a while.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>;
@@ -31,6 +38,11 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Asks it to end, and powers it off if it does not.
     fn stop<'a>(&'a self, name: &'a str) -> Doing<'a, ()>;
+
+    /// Powers it off without asking it.
+    fn power_off<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {
+        self.stop(name)
+    }
 
     /// Powers it off and removes what was made for it.
     fn destroy<'a>(&'a self, name: &'a str) -> Doing<'a, ()>;
@@ -62,6 +74,21 @@ pub trait Driver: Send + Sync + 'static {
     /// Where its screen is, while it is on.
     fn screen(&self, _name: &str) -> Option<Screen> {
         None
+    }
+
+    /// The VMs that it has something of, whether they are on or off.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Since when a VM that is on does not answer who runs it: it hangs, or was halted. `None`: it answers.
+    fn silent_since(&self, _name: &str) -> Option<OffsetDateTime> {
+        None
+    }
+
+    /// Starts that it takes at the same time; more of them wait.
+    fn parallel_starts(&self) -> usize {
+        2
     }
 
     /// Changes when the power of any VM has changed without being asked for.
@@ -125,6 +152,46 @@ pub enum Traffic {
     /// VMs of users.
     Guest,
 }
+
+impl Traffic {
+    /// CloudStack's spelling of traffic types.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Control => "Control",
+            Self::Management => "Management",
+            Self::Public => "Public",
+            Self::Storage => "Storage",
+            Self::Guest => "Guest",
+        }
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Traffic {
+    type Err = BadTraffic;
+
+    fn from_str(text: &str) -> Result<Self, BadTraffic> {
+        let known = [
+            Self::Control,
+            Self::Management,
+            Self::Public,
+            Self::Storage,
+            Self::Guest,
+        ];
+        let found = known.into_iter().find(|traffic| traffic.as_str() == text);
+        found.ok_or_else(|| BadTraffic(text.to_owned()))
+    }
+}
+
+/// The text is no type of traffic.
+#[derive(PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is not a type of traffic; there are Control, Management, Public, Storage and Guest")]
+pub struct BadTraffic(String);
 
 /// How far the start of a VM is. It is kept while the VM is on: it also says what is wrong later.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -232,6 +299,38 @@ pub enum DriverError {
     /// The program.
     #[error(transparent)]
     Exec(#[from] platform::exec::ExecError),
+    /// The driver says why.
+    #[error("{0} cannot be started: {1}")]
+    Failed(String, String),
+    /// A step of its start.
+    #[error("step `{step}` of its start failed: {cause}{told}; {remedy}{console}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why, as far as we see it.
+        cause: String,
+        /// What the VM says; empty, or begins with `; `.
+        told: String,
+        /// What to do.
+        remedy: &'static str,
+        /// The end of its console; empty, or begins with `; `.
+        console: String,
+    },
+    /// Twice at once.
+    #[error("{0} is being started already")]
+    Busy(String),
+    /// Stopped or destroyed meanwhile.
+    #[error("the start of {0} was given up because it was told to stop")]
+    GivenUp(String),
+    /// Its task is gone.
+    #[error("the start of {0} was not finished; the management server is ending, or its log says more")]
+    Abandoned(String),
+    /// NICs.
+    #[error(transparent)]
+    Network(#[from] hypervisor::network::NetworkError),
+    /// QEMU.
+    #[error(transparent)]
+    Vm(#[from] hypervisor::vm::VmError),
     /// It hangs in the kernel.
     #[error("{name} (process {pid}) does not end, not even killed: it waits for a device or a file system")]
     Stuck {
@@ -240,4 +339,20 @@ pub enum DriverError {
         /// Its process.
         pid: i32,
     },
+}
+
+/// Bytes of a VM's name: it is a host name and a part of paths of sockets, which have at most 107.
+const MAX_NAME: usize = 64;
+
+/// Names become directories, and words of commands.
+///
+/// # Errors
+/// It is no name.
+pub(crate) fn check_name(name: &str) -> Result<(), DriverError> {
+    let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_good && name.len() <= MAX_NAME && !name.starts_with('-') {
+        Ok(())
+    } else {
+        Err(DriverError::Name(name.to_owned()))
+    }
 }

@@ -13,11 +13,19 @@
 //! | [`settings`] | how the agent side behaves |
 //! | [`host_status`] | what is believed of a host |
 //! | [`zone`] | what a zone does: the parts below, together |
+//! | [`zone_network`] | the networks of a zone whose VMs run on this machine |
 //! | [`scanner`] | which system VMs a zone lacks |
+//! | [`restart_budget`] | how often a VM that does not stay up is started again |
 //! | [`system_vms`] | starts, watches and ends them |
 //! | [`driver`] | how a VM is run |
+//! | [`host`] | keeps the disks of VMs, as a KVM host does |
+//! | [`embedded`] | this machine as the zone's host, with VMs under QEMU |
 //! | [`boot_line`] | what a system VM is told at its start |
 //! | [`instance_state`] | the states of an instance |
+//! | [`user_vms`] | makes, starts and ends VMs of users |
+//! | [`usage`] | what VMs use of this machine |
+//! | [`start_phases`] | how long they take to start |
+//! | [`offering`] | how big those are |
 //! | [`downloads`] | brings templates to image stores |
 //! | [`template_sync`] | compares a store with what should be on it |
 //! | [`console`] | lets users see screens |
@@ -52,7 +60,9 @@ pub mod console;
 pub mod download_state;
 pub mod downloads;
 pub mod driver;
+pub mod embedded;
 pub mod hooks;
+pub mod host;
 pub mod host_status;
 pub mod instance_state;
 pub mod jobs;
@@ -60,16 +70,22 @@ mod link;
 pub mod live;
 pub mod management;
 pub mod metrics;
+pub mod offering;
 pub mod page;
 pub mod password;
 mod random;
+pub mod restart_budget;
 pub mod scanner;
 pub mod server;
 mod session;
 pub mod settings;
+pub mod start_phases;
 mod startup;
 pub mod store;
 pub mod system_vms;
 pub mod template_sync;
+pub mod usage;
+pub mod user_vms;
 pub mod web;
 pub mod zone;
+pub mod zone_network;

@@ -9,6 +9,8 @@
 //! |---|---|
 //! | `state` | JSON: `now` (milliseconds since 1970) and each topic that changed, whole; the first one has all topics |
 //! | `heartbeat` | JSON: `now`; each [`HEARTBEAT`] |
+//!
+//! What changes each two seconds and is looked at by few, has streams of its own: see [`Live::answer_vm`].
 
 use std::fmt::Write;
 use std::io;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -33,6 +35,8 @@ use tracing::{debug, warn};
 use crate::api::Api;
 use crate::api::error::Code;
 use crate::api::session::{Caller, Proof};
+
+mod vm;
 
 /// Between two looks at the state: four a second are enough for people.
 const MIN_INTERVAL: Duration = Duration::from_millis(250);
@@ -57,13 +61,13 @@ const TOPICS: [Topic; 10] = [
     ("hosts", "listHosts", &[], "host"),
     ("imagestores", "listImageStores", &[], "imagestore"),
     ("storagepools", "listStoragePools", &[], "storagepool"),
-    ("systemvms", "listSystemVms", &[], "systemvm"),
+    ("systemvms", "listSystemVms", &[("details", "min")], "systemvm"),
     ("templates", "listTemplates", &[("templatefilter", "all")], "template"),
     ("isos", "listIsos", &[("isofilter", "all")], "iso"),
     (
         "virtualmachines",
         "listVirtualMachines",
-        &[("listall", "true")],
+        &[("listall", "true"), ("details", "min")],
         "virtualmachine",
     ),
     ("alerts", "listAlerts", &[("page", "1"), ("pagesize", "50")], "alert"),
@@ -163,22 +167,9 @@ impl Live {
 
     /// A stream, for a page whose session is an administrator's; otherwise a refusal.
     pub async fn answer(&self, uri: &Uri, headers: &HeaderMap<HeaderValue>) -> Response {
-        let caller = match self.api.caller_of(uri, headers).await {
-            Ok(caller) => caller,
-            Err(error) => return refusal(error.code.status(), &error.text),
-        };
-        let Proof::Session(session) = caller.proof.clone() else {
-            return refusal(Code::NotAuthenticated.status(), "log in first");
-        };
-        if !caller.is_admin() || caller.identity.user.password_change_required {
-            return refusal(
-                StatusCode::FORBIDDEN,
-                "only for administrators with a password of their own",
-            );
-        }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let text = format!("{MAX_STREAMS} pages are open already; close some of them");
-            return refusal(StatusCode::SERVICE_UNAVAILABLE, &text);
+        let (session, place) = match self.admit(uri, headers).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => return *refusal,
         };
         let page = Page {
             api: self.api.clone(),
@@ -190,18 +181,58 @@ impl Live {
             _place: place,
         };
         self.watched.notify_one();
-        let messages = stream::unfold(page, Page::next);
-        let mut response = hyper::Response::new(StreamBody::new(messages).boxed_unsync());
-        let fields = [
-            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-            (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        ];
-        response
-            .headers_mut()
-            .extend(fields.map(|(name, value)| (Some(name), value)));
-        response
+        endless(stream::unfold(page, Page::next))
     }
+
+    /// Likewise, of one VM: what it uses and prints.
+    pub async fn answer_vm(&self, uri: &Uri, headers: &HeaderMap<HeaderValue>) -> Response {
+        let (session, place) = match self.admit(uri, headers).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => return *refusal,
+        };
+        match vm::Watch::open(self.api.clone(), uri, session, self.stop.clone(), place).await {
+            Ok(watch) => endless(stream::unfold(watch, vm::Watch::next)),
+            Err(error) => refusal(error.code.status(), &error.text),
+        }
+    }
+
+    /// The session of who asks, if it is an administrator's, and a place among the streams.
+    async fn admit(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap<HeaderValue>,
+    ) -> Result<(String, OwnedSemaphorePermit), Box<Response>> {
+        let refuse = |status, text: &str| Box::new(refusal(status, text));
+        let caller = self.api.caller_of(uri, headers).await;
+        let caller = caller.map_err(|error| refuse(error.code.status(), &error.text))?;
+        let Proof::Session(session) = caller.proof.clone() else {
+            return Err(refuse(Code::NotAuthenticated.status(), "log in first"));
+        };
+        if !caller.is_admin() || caller.identity.user.password_change_required {
+            let text = "only for administrators with a password of their own";
+            return Err(refuse(StatusCode::FORBIDDEN, text));
+        }
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| {
+            let text = format!("{MAX_STREAMS} pages are open already; close some of them");
+            refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
+        })?;
+        Ok((session, place))
+    }
+}
+
+/// An answer that goes on until one side has enough.
+fn endless(messages: impl Stream<Item = io::Result<Frame<Bytes>>> + Send + 'static) -> Response {
+    let mut response = hyper::Response::new(StreamBody::new(messages).boxed_unsync());
+    let fields = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    response
+        .headers_mut()
+        .extend(fields.map(|(name, value)| (Some(name), value)));
+    response
 }
 
 impl State {

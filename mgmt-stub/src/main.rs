@@ -1,7 +1,7 @@
 //! The management server.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
 use mgmt_stub::ca::{Ca, Presented, Request, Signed};
 use mgmt_stub::client::Client;
 use mgmt_stub::client_auth::{Expired, Strictness};
 use mgmt_stub::configuration::Configuration;
+use mgmt_stub::driver::Driver;
+use mgmt_stub::driver::in_process::{self as simulation, InProcess};
 use mgmt_stub::driver::processes::{Processes, Programs};
+use mgmt_stub::embedded::{Embedded, EmbeddedOptions};
 use mgmt_stub::management::Management;
 use mgmt_stub::password;
 use mgmt_stub::server::{Fixed, Server};
@@ -21,7 +25,8 @@ use mgmt_stub::settings::Settings;
 use mgmt_stub::store::host::Host;
 use mgmt_stub::store::id::{PodId, ZoneId};
 use mgmt_stub::store::{OpenError, Store};
-use mgmt_stub::system_vms::{Place, SystemVms};
+use mgmt_stub::system_vms::{Networks, Place, SystemVms};
+use mgmt_stub::user_vms::UserVms;
 use mgmt_stub::web::WebServer;
 use mgmt_stub::zone::{Zone, ZoneHooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -29,9 +34,10 @@ use platform::{crypto, exit, files, logging, shutdown};
 use protocol::boot::HostList;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// The management server of a zone: keeps the agents of its system VMs.
 ///
@@ -68,8 +74,9 @@ enum Command {
     /// Make a new password for the administrator and print it, also while the server runs. It is good for one login,
     /// after which he chooses another; his sessions end.
     ResetAdminPassword,
-    /// End the system VMs that `serve --driver processes` has left running. Stop the server first: it would start them
-    /// again.
+    /// End the system VMs that `serve --driver processes` or `--driver qemu` has left running, and with the latter the NFS
+    /// server and the zone's network. Stop the server first: it would start them again. Works also after everything was
+    /// killed.
     StopSystemVms,
     /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
     IssueCertificate(IssueCertificate),
@@ -113,6 +120,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.into(), contents.strip_suffix('\n').unwrap_or(&contents).into()))
 }
 
+/// The addresses of simulated VMs: nobody has them.
+const SIMULATED_ZONE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 0, 0), 16);
+
 /// Bytes of a parameter's value in a file.
 const MAX_VALUE: u64 = 64 << 10;
 
@@ -122,7 +132,7 @@ struct Serve {
     /// is an address of a network; it is not encrypted, so put a TLS proxy in front then.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     http: SocketAddr,
-    /// Address and port for agents.
+    /// Address and port for agents; with --driver qemu it is in the zone's own network, port 8250.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8250")]
     listen: SocketAddr,
     /// Address of this server as agents shall use it; may be given several times. Agents with another list are told.
@@ -134,14 +144,16 @@ struct Serve {
     #[arg(long = "image-store", value_name = "URL", value_parser = nfs_url)]
     image_stores: Vec<String>,
     /// Directory of this machine as an image store of the zone, for system VMs that are processes of this machine.
-    #[arg(long = "local-store", value_name = "DIR", value_parser = local_store)]
+    #[arg(long = "local-store", value_name = "DIR", value_parser = local_store, conflicts_with = "image")]
     local_store: Option<PathBuf>,
-    /// Who runs system VMs: `processes` runs the programs ssvm and console-proxy on this machine and keeps them alive;
-    /// they go on when this server ends (`stop-system-vms` ends them). With `none` somebody else starts them.
+    /// Who runs system VMs: `processes` runs the programs ssvm and console-proxy on this machine; `qemu` makes this machine
+    /// a host with virtual machines, in a network of its own, and an NFS server for them (needs root). Both keep them
+    /// alive, and they go on when this server ends (`stop-system-vms` ends them). With `none` somebody else starts them.
+    /// `simulator` is for trying out the server: its VMs are agents inside of it, which do no work and end with it.
     #[arg(long, value_enum, default_value = "none")]
     driver: DriverKind,
-    /// Where the first console proxy process serves browsers; further ones take the next ports. An address that browsers
-    /// can reach.
+    /// Where browsers find the first console proxy; further ones take the next ports. An address that browsers can reach;
+    /// with --driver qemu what comes there goes to the VM.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6080", value_parser = one_address)]
     console_listen: SocketAddr,
     /// Directory of the unpacked noVNC package, for console proxy processes.
@@ -174,12 +186,16 @@ struct Serve {
     /// Threads for the agents' links.
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
+    #[command(flatten)]
+    embedded: EmbeddedOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DriverKind {
     None,
     Processes,
+    Qemu,
+    Simulator,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -321,18 +337,36 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
         },
         ..Settings::default()
     };
+    let embedded = match arguments.driver {
+        DriverKind::Qemu => Some(Embedded::open(data_dir, &arguments.embedded).await?),
+        DriverKind::None | DriverKind::Processes | DriverKind::Simulator => None,
+    };
+    let inside = embedded.as_ref().map(|embedded| embedded.agents().ip());
     let presented = match arguments.present {
         Present::Leaf => Presented::Leaf {
             names: vec!["mgmt-stub".into()],
-            addresses: arguments.hosts.iter().filter_map(|host| host.parse().ok()).collect(),
+            addresses: arguments
+                .hosts
+                .iter()
+                .filter_map(|host| host.parse().ok())
+                .chain(inside)
+                .collect(),
         },
         Present::Ca => Presented::CaCertificate,
     };
     info!(version = env!("CARGO_PKG_VERSION"), ?settings, data_dir = %data_dir.display(), "Effective configuration");
     let web = WebServer::bind(arguments.http, data_dir).await?;
     let hooks = ZoneHooks::new();
-    let server = Server::bind(
-        arguments.listen,
+    let listener = match &embedded {
+        Some(embedded) => embedded.listen_for_agents()?,
+        None => {
+            let address = arguments.listen;
+            let bound = TcpListener::bind(address).await;
+            bound.with_context(|| format!("cannot listen on {address}; is another program using the port?"))?
+        }
+    };
+    let server = Server::on(
+        listener,
         store.clone(),
         ca.clone(),
         presented,
@@ -343,16 +377,36 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     .await?;
     let agents = server.agents();
     let configuration = Configuration::load(store.clone()).await?;
-    let system_vms = match arguments.driver {
-        DriverKind::None => None,
-        DriverKind::Processes => {
-            let driver = Arc::new(processes(data_dir, &arguments)?);
-            let place = place(&arguments, server.local_addr()?);
-            let (store, agents) = (store.clone(), agents.clone());
-            Some(SystemVms::new(store, agents, configuration.clone(), ca, driver, place))
+    let driver: Option<(Arc<dyn Driver>, Place)> = match (&embedded, arguments.driver) {
+        (Some(embedded), _) => {
+            embedded.register(&store).await?;
+            Some((Arc::new(embedded.driver()), embedded.place(arguments.console_listen)))
         }
+        (None, DriverKind::Processes) => {
+            let place = place(&arguments, server.local_addr()?);
+            Some((Arc::new(processes(data_dir, &arguments)?), place))
+        }
+        (None, DriverKind::Simulator) => {
+            let place = Place {
+                networks: Some(Networks::of_zone(SIMULATED_ZONE)?),
+                ..place(&arguments, server.local_addr()?)
+            };
+            Some((Arc::new(InProcess::new(simulation::Options::default())), place))
+        }
+        (None, _) => None,
     };
-    let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
+    let system_vms = driver.map(|(driver, place)| {
+        let (store, agents) = (store.clone(), agents.clone());
+        SystemVms::new(store, agents, configuration.clone(), ca, driver, place)
+    });
+    let user_vms = user_vms(&store, &configuration, system_vms.as_ref(), data_dir).await?;
+    let (zone, books) = Zone::new(
+        store.clone(),
+        agents.clone(),
+        configuration.clone(),
+        system_vms,
+        user_vms,
+    );
     hooks.set(zone.clone());
     let management = Arc::new(Management::new(store, agents, configuration, zone.clone()).await?);
     let administrator = management.store.administrator().await?.user;
@@ -368,7 +422,10 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
-    background.spawn(zone.run(books, stopping.clone()));
+    background.spawn(zone.run(books, management.store.clone(), stopping.clone()));
+    if let Some(embedded) = embedded {
+        background.spawn(embedded.run(management.store.clone(), arguments.console_listen, stopping.clone()));
+    }
     let (purging, until) = (Arc::clone(&management), stopping.clone());
     background.spawn(async move { purging.purge(until).await });
     server
@@ -380,6 +437,22 @@ async fn serve(data_dir: &Path, arguments: Serve) -> anyhow::Result<()> {
     while background.join_next().await.is_some() {}
     management.jobs.stop().await;
     Ok(())
+}
+
+/// Where disks of instances are, if the driver runs virtual machines.
+async fn user_vms(
+    store: &Store,
+    configuration: &Configuration,
+    system_vms: Option<&SystemVms>,
+    data_dir: &Path,
+) -> anyhow::Result<Option<UserVms>> {
+    let driver = system_vms.map(SystemVms::shared_driver);
+    let Some(driver) = driver.filter(|driver| driver.hypervisor() != "External") else {
+        return Ok(None);
+    };
+    let path = std::path::absolute(data_dir.join("primary"))?;
+    let opened = UserVms::open(store.clone(), configuration.clone(), driver, ZoneId(1), path).await;
+    Ok(Some(opened.context("opening primary storage")?))
 }
 
 async fn add_image_stores(store: &Store, arguments: &Serve) -> anyhow::Result<()> {
@@ -437,6 +510,8 @@ fn place(arguments: &Serve, listening: SocketAddr) -> Place {
         servers: if hosts.is_empty() { vec![own] } else { hosts },
         port: listening.port(),
         console: arguments.console_listen,
+        authorized_key: None,
+        networks: None,
     }
 }
 
@@ -448,15 +523,19 @@ async fn stop_system_vms(data_dir: &Path) -> anyhow::Result<()> {
         console_proxy: PathBuf::new(),
         novnc: None,
     };
-    let (stopped, failed) = open_processes(data_dir, nothing)?.stop_all().await;
+    let (processes, not_stopped) = open_processes(data_dir, nothing)?.stop_all().await;
+    let (vms, not_removed) = Embedded::remove(data_dir).await;
     let mut stdout = std::io::stdout();
-    for name in stopped {
+    for name in processes.into_iter().chain(vms) {
         writeln!(stdout, "{name}").context("writing the list")?;
     }
-    match failed.into_iter().next() {
-        Some(error) => Err(error.into()),
-        None => Ok(()),
+    // One reason to look is enough for the exit status; the log has all.
+    let mut failed = not_stopped.into_iter().map(anyhow::Error::from).chain(not_removed);
+    let first = failed.next();
+    for error in failed {
+        error!(error = format!("{error:#}"), "Something could not be ended");
     }
+    first.map_or(Ok(()), Err)
 }
 
 async fn api(data_dir: &Path, arguments: Api) -> anyhow::Result<()> {

@@ -48,6 +48,11 @@ pub(crate) fn sequence_base() -> i64 {
     i64::from(u16::from_be_bytes(bytes()) % 32_767) << 48
 }
 
+/// Any number.
+pub(crate) fn number() -> u32 {
+    u32::from_be_bytes(bytes())
+}
+
 /// An id for this server, like one made of a MAC address: positive, 48 bits.
 pub(crate) fn server_id() -> i64 {
     let mut id = [0; 8];

@@ -1,11 +1,6 @@
 //! How many system VMs a zone needs: pure decisions (management.md §6, §7, §9). Who carries them out is
 //! [`crate::system_vms`].
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
-use time::OffsetDateTime;
-
 use crate::instance_state::InstanceState;
 use crate::store::id::InstanceId;
 
@@ -55,6 +50,8 @@ pub struct Member {
     pub is_agent_up: bool,
     /// Sessions of a console proxy, or counted commands of an SSVM.
     pub load: u32,
+    /// Whether it has been without load for long enough to be one too many.
+    pub is_idle: bool,
 }
 
 /// Settings of one pool, by their names in CloudStack.
@@ -68,7 +65,7 @@ pub struct PoolSettings {
     pub launch_max: u32,
     /// `consoleproxy.restart`.
     pub restart: bool,
-    /// `secstorage.vm.auto.scale.down`.
+    /// `secstorage.vm.auto.scale.down`, and our own `consoleproxy.vm.auto.scale.down`.
     pub scale_down: bool,
 }
 
@@ -88,7 +85,8 @@ impl PoolSettings {
     };
 }
 
-/// Console proxies: management.md §7. There is no shrinking.
+/// Console proxies: management.md §7. CloudStack never shrinks the pool; ours does when it is told to: the newest idle one
+/// goes as long as the others alone would not call for another.
 pub fn console_proxies(pool: &[Member], settings: &PoolSettings) -> Action {
     use InstanceState::*;
     if pool.iter().any(|proxy| matches!(proxy.state, Starting | Stopping)) {
@@ -98,7 +96,15 @@ pub fn console_proxies(pool: &[Member], settings: &PoolSettings) -> Action {
     let capacity = total(pool.iter().filter(is_of_use).map(|_| settings.session_max));
     let free = capacity.saturating_sub(total(pool.iter().filter(is_of_use).map(|proxy| proxy.load)));
     if free > settings.capacity_standby {
-        return Action::Nothing("there is room for more sessions");
+        let is_room_without_one = free.saturating_sub(settings.session_max) > settings.capacity_standby;
+        let mut idle = pool
+            .iter()
+            .rev()
+            .filter(|proxy| proxy.state == Running && proxy.load == 0 && proxy.is_idle);
+        return match idle.next() {
+            Some(idle) if settings.scale_down && is_room_without_one => Action::Destroy(idle.id),
+            _ => Action::Nothing("there is room for more sessions"),
+        };
     }
     if let Some(stopped) = pool.iter().find(|proxy| proxy.state == Stopped) {
         return if settings.restart {
@@ -165,54 +171,6 @@ fn total(values: impl Iterator<Item = u32>) -> u32 {
     values.fold(0, u32::saturating_add)
 }
 
-/// Restarts of a system VM that ended by itself: at most [`RestartBudget::COUNT`] within [`RestartBudget::WINDOW`]
-/// (management.md §14), each a little later than the one before.
-#[derive(Clone, Default, Debug)]
-pub struct RestartBudget {
-    restarts: VecDeque<OffsetDateTime>,
-}
-
-impl RestartBudget {
-    /// Restarts.
-    pub const COUNT: usize = 5;
-    /// Within this time.
-    pub const WINDOW: Duration = Duration::from_mins(10);
-    /// The first restart comes at once, the second this much after its end, the third twice as much.
-    const FIRST_WAIT: Duration = Duration::from_secs(1);
-
-    /// When one that ended now may be started again. Does not count it yet.
-    pub fn next(&mut self, now: OffsetDateTime) -> Restart {
-        while self.restarts.front().is_some_and(|first| now - *first > Self::WINDOW) {
-            self.restarts.pop_front();
-        }
-        match self.restarts.len() {
-            0 => Restart::At(now),
-            count @ 1..Self::COUNT => {
-                let doublings = u32::try_from(count - 1).unwrap_or_default();
-                Restart::At(now + Self::FIRST_WAIT.saturating_mul(2_u32.saturating_pow(doublings)))
-            }
-            _ => Restart::UsedUp(self.restarts.front().copied().unwrap_or(now) + Self::WINDOW),
-        }
-    }
-
-    /// It was started again.
-    pub fn count(&mut self, now: OffsetDateTime) {
-        self.restarts.push_back(now);
-        while self.restarts.len() > Self::COUNT {
-            self.restarts.pop_front();
-        }
-    }
-}
-
-/// When a system VM may be started again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Restart {
-    /// Then.
-    At(OffsetDateTime),
-    /// A person should look; we try again then.
-    UsedUp(OffsetDateTime),
-}
-
 #[cfg(test)]
 mod tests {
     use InstanceState::*;
@@ -226,6 +184,7 @@ mod tests {
             state: *state,
             is_agent_up: true,
             load: *load,
+            is_idle: true,
         };
         members.iter().enumerate().map(member).collect()
     }
@@ -303,6 +262,38 @@ mod tests {
         assert!(matches!(secondary_storage(&only, &settings), Action::Nothing(_)));
     }
 
+    #[test]
+    fn idle_proxies_go_only_when_that_is_wanted_and_the_others_have_room() {
+        let shrinking = PoolSettings {
+            scale_down: true,
+            ..PoolSettings::CONSOLE_PROXY
+        };
+        let shrink = |members: &[(InstanceState, u32)]| console_proxies(&pool(members), &shrinking);
+        assert!(
+            matches!(proxies(&[(Running, 0), (Running, 0)]), Action::Nothing(_)),
+            "off by default"
+        );
+        assert_eq!(shrink(&[(Running, 0), (Running, 0)]), Action::Destroy(InstanceId(2)));
+        assert_eq!(shrink(&[(Running, 0), (Running, 39)]), Action::Destroy(InstanceId(1)));
+        assert!(
+            matches!(shrink(&[(Running, 0), (Running, 40)]), Action::Nothing(_)),
+            "alone it would call for another"
+        );
+        assert!(
+            matches!(shrink(&[(Running, 1), (Running, 1)]), Action::Nothing(_)),
+            "all are in use"
+        );
+        assert!(
+            matches!(shrink(&[(Running, 0)]), Action::Nothing(_)),
+            "the last one stays"
+        );
+        let mut busy_lately = pool(&[(Running, 0), (Running, 0)]);
+        for member in &mut busy_lately {
+            member.is_idle = false;
+        }
+        assert!(matches!(console_proxies(&busy_lately, &shrinking), Action::Nothing(_)));
+    }
+
     proptest! {
         #[test]
         fn decisions_name_members_only(states in prop::collection::vec((0..10_usize, 0..u32::MAX, any::<bool>()), 0..12)) {
@@ -311,10 +302,13 @@ mod tests {
                 state: InstanceState::ALL[*state],
                 is_agent_up: *up,
                 load: *load,
+                is_idle: *up,
             }).collect();
             let scaling = PoolSettings { scale_down: true, ..PoolSettings::SECONDARY_STORAGE };
+            let shrinking = PoolSettings { scale_down: true, ..PoolSettings::CONSOLE_PROXY };
             for action in [
                 console_proxies(&members, &PoolSettings::CONSOLE_PROXY),
+                console_proxies(&members, &shrinking),
                 secondary_storage(&members, &scaling),
             ] {
                 let find = |id| members.iter().find(|member| member.id == id).map(|member| member.state);
@@ -325,20 +319,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn five_restarts_in_ten_minutes_each_later_then_a_person() {
-        let start = OffsetDateTime::UNIX_EPOCH;
-        let mut budget = RestartBudget::default();
-        let mut now = start;
-        for wait in [0, 1, 2, 4, 8] {
-            assert_eq!(budget.next(now), Restart::At(now + Duration::from_secs(wait)));
-            now += Duration::from_secs(wait);
-            budget.count(now);
-        }
-        assert_eq!(budget.next(now), Restart::UsedUp(start + RestartBudget::WINDOW));
-        let later = start + RestartBudget::WINDOW + Duration::from_mins(1);
-        assert_eq!(budget.next(later), Restart::At(later), "all five are long ago");
     }
 }

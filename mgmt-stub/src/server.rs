@@ -101,6 +101,25 @@ impl Server {
         hooks: Arc<dyn Hooks>,
         fixed: Fixed,
     ) -> Result<Self, StartError> {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Listen { address, source })?;
+        Self::on(listener, store, ca, presented, settings, hooks, fixed).await
+    }
+
+    /// Likewise, on a port that is taken already, in another network for example.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub async fn on(
+        listener: TcpListener,
+        store: Store,
+        ca: Ca,
+        presented: Presented,
+        settings: Settings,
+        hooks: Arc<dyn Hooks>,
+        fixed: Fixed,
+    ) -> Result<Self, StartError> {
         let verifier = client_auth::verifier(&ca, settings.strictness, settings.expired)?;
         let tls = ca.server_config(presented, verifier)?;
         let server_id = store
@@ -121,9 +140,6 @@ impl Server {
         if !lost.is_empty() {
             info!(count = lost.len(), "Hosts wait for their agents to connect again");
         }
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| StartError::Listen { address, source })?;
         let agents = Agents::new(store.clone());
         let sequence_base = fixed.sequence_base;
         let shared = Shared {

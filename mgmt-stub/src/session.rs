@@ -171,7 +171,9 @@ impl End {
     pub(crate) fn event(&self) -> Option<HostEvent> {
         Some(match self {
             Self::Closed(CloseReason::Replaced | CloseReason::Stopping) => return None,
-            Self::Closed(CloseReason::Reconnect) | Self::Shutdown(_) => HostEvent::ShutdownRequested,
+            Self::Closed(CloseReason::Reconnect | CloseReason::PoweredOff) | Self::Shutdown(_) => {
+                HostEvent::ShutdownRequested
+            }
             Self::Silent(_) => HostEvent::SystemVmPingTimeout,
             _ => HostEvent::AgentDisconnected,
         })

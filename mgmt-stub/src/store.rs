@@ -7,24 +7,28 @@
 //! The disk is what takes time, so all that was asked meanwhile shares one commit. Each writer has a savepoint of its
 //! own, which a failure or a panic undoes; nobody is answered before the commit. Then come those who only read.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::mem;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::download_state;
+use crate::driver::Traffic;
 use crate::host_status::Rejected;
 use crate::instance_state::{self, InstanceState};
 use host::HostType;
-use id::HostId;
+use id::{HostId, InstanceId};
+use instance::InstanceType;
 
 /// Domains, accounts, users, their passwords and keys.
 pub mod account;
@@ -47,14 +51,20 @@ pub mod image_store;
 pub mod instance;
 /// Work that goes on after its caller was answered.
 pub mod job;
+/// NICs and addresses.
+pub mod nic;
 mod row;
 /// Browser sessions.
 pub mod session;
 mod setting;
+/// Primary storage.
+pub mod storage_pool;
 /// Labels on anything that has a UUID.
 pub mod tag;
 /// Templates and ISOs.
 pub mod template;
+/// VMs of users that we run, and their disks.
+pub mod user_vm;
 /// Zones and pods.
 pub mod zone;
 
@@ -67,6 +77,8 @@ const MIGRATIONS: Migrations = &[
     (2, include_str!("store/migrations/0002_api.sql")),
     (3, include_str!("store/migrations/0003_instances_and_templates.sql")),
     (4, include_str!("store/migrations/0004_proxies_of_others.sql")),
+    (5, include_str!("store/migrations/0005_nics.sql")),
+    (6, include_str!("store/migrations/0006_user_vms.sql")),
 ];
 type Migrations = &'static [(u32, &'static str)];
 /// Callers beyond this wait for room.
@@ -136,6 +148,13 @@ pub enum StoreError {
     LostRace { name: String, state: InstanceState },
     #[error("all ports from {first} on are given to console proxies")]
     NoConsolePort { first: u16 },
+    #[error("instance {0} is not being started any more: somebody else has changed it just now; look again")]
+    NotStarting(InstanceId),
+    #[error(
+        "no address of {subnet} is free for {} traffic; destroy a VM, or give the zone more addresses",
+        traffic.as_str().to_lowercase()
+    )]
+    NoFreeAddress { traffic: Traffic, subnet: Ipv4Net },
     #[error("guid {guid} belongs to host {host}, which is a {kind}")]
     GuidTaken { guid: String, host: HostId, kind: HostType },
 }
@@ -168,7 +187,11 @@ struct Shared {
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
     changes: watch::Receiver<u64>,
+    transitions: Mutex<Transitions>,
 }
+
+/// How often instances of a type went from one state to another, in this run of the server.
+pub type Transitions = HashMap<(InstanceType, InstanceState, InstanceState), u64>;
 
 impl Store {
     /// Opens or creates the database in `data_dir` and brings it up to date. One server per data directory. Blocks.
@@ -242,8 +265,18 @@ impl Store {
                 jobs: Some(jobs),
                 thread: Some(thread),
                 changes,
+                transitions: Mutex::default(),
             }),
         })
+    }
+
+    /// What instances went through since this server began.
+    pub fn transitions(&self) -> Transitions {
+        self.shared
+            .transitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Counts the commits that may have changed something, of this program: for who shows the latest state.

@@ -31,7 +31,8 @@ impl Handler for Web {
         match request.uri().path() {
             "/client/api" => self.api.answer(request, from, self.trust).await,
             "/client/live" => self.live.answer(request.uri(), request.headers()).await,
-            "/metrics" if self.trust == Trust::Administrator => self.api.metrics(),
+            "/client/live/vm" => self.live.answer_vm(request.uri(), request.headers()).await,
+            "/metrics" if self.trust == Trust::Administrator => self.api.metrics().await,
             path => page::answer(request.method(), path, request.headers()).unwrap_or_else(|| {
                 http::answer(
                     StatusCode::NOT_FOUND,

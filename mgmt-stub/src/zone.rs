@@ -10,20 +10,28 @@ use crate::agents::Agents;
 use crate::configuration::Configuration;
 use crate::console::{Books, Consoles, Proxies};
 use crate::downloads::Downloads;
+use crate::driver::Driver;
 use crate::hooks::{BoxedAnswer, Hooks, denied};
 use crate::store::Store;
 use crate::store::host::Host;
 use crate::system_vms::SystemVms;
+use crate::usage::Usages;
+use crate::user_vms::UserVms;
 
 /// The parts; cheap to clone.
 #[derive(Clone)]
 pub struct Zone {
     /// `None` without a driver: agents are started by somebody else.
     pub system_vms: Option<SystemVms>,
+    /// `None` without a driver that can run them.
+    pub user_vms: Option<UserVms>,
+    /// What all VMs use.
+    pub usages: Usages,
     /// Templates and ISOs.
     pub downloads: Downloads,
     /// Who sees what.
     pub consoles: Consoles,
+    driver: Option<Arc<dyn Driver>>,
 }
 
 impl Zone {
@@ -33,23 +41,46 @@ impl Zone {
         agents: Agents,
         configuration: Configuration,
         system_vms: Option<SystemVms>,
+        user_vms: Option<UserVms>,
     ) -> (Self, Books) {
         let proxies = match &system_vms {
-            Some(_) => Proxies::Own,
+            Some(system_vms) => Proxies::Own(system_vms.place().console.ip()),
             None => Proxies::Connected,
         };
-        let (consoles, books) = Consoles::new(store.clone(), agents.clone(), configuration.clone(), proxies);
+        let of_users = user_vms.as_ref().map(UserVms::shared_driver);
+        let driver = system_vms.as_ref().map(SystemVms::shared_driver).or(of_users);
+        let (consoles, books) = Consoles::new(
+            store.clone(),
+            agents.clone(),
+            configuration.clone(),
+            proxies,
+            driver.clone(),
+        );
         let zone = Self {
             system_vms,
+            user_vms,
+            usages: Usages::new(driver.clone()),
+            driver,
             downloads: Downloads::new(store, agents, configuration),
             consoles,
         };
         (zone, books)
     }
 
+    /// Who runs VMs, if this server starts any.
+    pub fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.driver.clone()
+    }
+
     /// Works until `stop`.
-    pub async fn run(self, books: Books, stop: CancellationToken) {
+    pub async fn run(self, books: Books, store: Store, stop: CancellationToken) {
         let mut tasks = JoinSet::new();
+        let (usages, until) = (self.usages, stop.clone());
+        tasks.spawn(async move { usages.run(store, until).await });
+        if let Some(user_vms) = self.user_vms {
+            let until = stop.clone();
+            tasks.spawn(async move { user_vms.run(until).await });
+        }
         tasks.spawn(books.run(stop.clone()));
         let (downloads, until) = (self.downloads, stop.clone());
         tasks.spawn(async move { downloads.run(until).await });

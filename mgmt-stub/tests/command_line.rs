@@ -16,8 +16,13 @@ fn program(data: &Path) -> Cmd {
 }
 
 async fn serve(data: &Path, log: &Path) -> Running {
+    serve_with(data, log, &[]).await
+}
+
+async fn serve_with(data: &Path, log: &Path, arguments: &[&str]) -> Running {
     let running = program(data)
         .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .args(arguments)
         .spawn(log)
         .unwrap();
     for _ in 0..1000 {
@@ -157,4 +162,26 @@ async fn a_new_password_is_printed_and_good_for_the_running_server() {
     server.stop(Duration::from_secs(10)).await;
     let all = std::fs::read_to_string(&log).unwrap();
     assert!(!all.contains(password), "passwords are in no log");
+}
+
+#[tokio::test]
+async fn a_simulated_zone_is_up_in_a_moment_and_says_what_it_is() {
+    let (data, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let arguments = ["--driver", "simulator", "--image-store", "nfs://172.31.3.5/export"];
+    let server = serve_with(data.path(), &out.path().join("log"), &arguments).await;
+    let list = program(data.path()).args(["api", "listSystemVms"]);
+    let vms = async {
+        loop {
+            let printed = list.clone().run().await.unwrap().stdout;
+            let listed: serde_json::Value = serde_json::from_slice(&printed).unwrap();
+            let vms = listed["systemvm"].as_array().cloned().unwrap_or_default();
+            if vms.len() == 2 && vms.iter().all(|vm| vm["agentstate"] == "Up") {
+                return vms;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let vms = tokio::time::timeout(Duration::from_secs(60), vms).await.unwrap();
+    assert!(vms.iter().all(|vm| vm["hypervisor"] == "Simulator"), "{vms:?}");
+    server.stop(Duration::from_secs(10)).await;
 }

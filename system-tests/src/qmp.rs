@@ -1,32 +1,39 @@
 //! QEMU's own view of a machine, over its monitor protocol (QMP): what the browser shows is compared with this, and
 //! what a host does to a machine goes through it.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use hypervisor::qmp::{Event, Events, Qmp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-const LIMIT: Duration = Duration::from_secs(20);
+/// For QEMU to open its monitor.
+const LIMIT: Duration = Duration::from_secs(30);
 /// For QEMU to write or read the whole state of a machine.
 const STATE_LIMIT: Duration = Duration::from_mins(2);
-/// Events that nobody has asked for yet; the oldest are dropped.
-const MAX_EVENTS: usize = 1000;
+
+/// Keeps the connections: QEMU serves one at a time, and who asks why a test has failed must have it when the runtime of
+/// that test stands still.
+static KEEPER: LazyLock<Runtime> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.expect("threads can be started")
+});
 
 /// A connection to the monitor. QEMU serves one at a time.
 #[derive(Debug)]
 pub struct Monitor {
-    stream: BufReader<UnixStream>,
-    /// What has arrived of the next line.
-    line: Vec<u8>,
-    events: VecDeque<Value>,
+    qmp: Qmp,
+    events: Events,
 }
 
 /// What a machine shows.
@@ -41,22 +48,15 @@ pub struct Screen {
 }
 
 impl Monitor {
-    /// Connects to the socket.
+    /// Connects to the socket, once QEMU listens.
     ///
     /// # Errors
     /// QEMU does not run.
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(socket)
-            .await
-            .with_context(|| format!("connecting to {}", socket.display()))?;
-        let mut monitor = Self {
-            stream: BufReader::new(stream),
-            line: Vec::new(),
-            events: VecDeque::new(),
-        };
-        monitor.line(LIMIT).await?; // its greeting
-        monitor.call("qmp_capabilities", json!({})).await?;
-        Ok(monitor)
+        let socket = socket.to_owned();
+        let connecting = KEEPER.spawn(async move { Qmp::connect_and_listen(&socket, LIMIT).await });
+        let (qmp, events) = connecting.await??;
+        Ok(Self { qmp, events })
     }
 
     /// One command; its answer.
@@ -64,49 +64,23 @@ impl Monitor {
     /// # Errors
     /// QEMU refuses it, or does not answer.
     pub async fn call(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
-        self.call_within(LIMIT, command, arguments).await
+        Ok(self.qmp.call(command, arguments).await?)
     }
 
-    async fn call_within(&mut self, limit: Duration, command: &str, arguments: Value) -> anyhow::Result<Value> {
-        let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        self.stream.get_mut().write_all(request.as_bytes()).await?;
-        loop {
-            let mut line = self.line(limit).await?;
-            if let Some(error) = line.get("error") {
-                bail!("QEMU refuses {command}: {error}");
-            }
-            if let Some(answer) = line.get_mut("return") {
-                return Ok(answer.take());
-            }
-            self.keep(line);
-        }
-    }
-
-    /// Waits for an event of this name whose data `is_it`, or takes one that has come since it was last asked for; its
-    /// data.
+    /// Waits for an event of this kind. Those before it are dropped.
     ///
     /// # Errors
     /// There is none within `limit`.
-    pub async fn event(
-        &mut self,
-        name: &str,
-        limit: Duration,
-        is_it: impl Fn(&Value) -> bool,
-    ) -> anyhow::Result<Value> {
+    pub async fn event(&mut self, limit: Duration, is_it: impl Fn(&Event) -> bool) -> anyhow::Result<Event> {
         let waiting = async {
             loop {
-                let is_wanted = |event: &Value| event["event"] == name && is_it(&event["data"]);
-                if let Some(at) = self.events.iter().position(is_wanted) {
-                    let event = self.events.remove(at).map(|mut event| event["data"].take());
-                    return anyhow::Ok(event.unwrap_or_default());
+                let event = self.events.next().await.context("QEMU has ended")?;
+                if is_it(&event) {
+                    return Ok(event);
                 }
-                let line = self.line(limit).await?;
-                self.keep(line);
             }
         };
-        timeout(limit, waiting)
-            .await
-            .with_context(|| format!("waiting for QEMU's event {name}"))?
+        timeout(limit, waiting).await.context("waiting for an event of QEMU")?
     }
 
     /// A command of the monitor for people (HMP).
@@ -115,9 +89,8 @@ impl Monitor {
     /// It prints something: those used here only do when they fail.
     async fn quiet(&mut self, line: &str) -> anyhow::Result<()> {
         let arguments = json!({"command-line": line});
-        let printed = self
-            .call_within(STATE_LIMIT, "human-monitor-command", arguments)
-            .await?;
+        let command = "human-monitor-command";
+        let printed = self.qmp.call_within(STATE_LIMIT, command, arguments).await?;
         let printed = printed.as_str().unwrap_or_default().trim();
         ensure!(printed.is_empty(), "QEMU fails at {line}: {printed}");
         Ok(())
@@ -140,13 +113,6 @@ impl Monitor {
         self.quiet(&format!("loadvm {name}")).await
     }
 
-    fn keep(&mut self, event: Value) {
-        if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
-    }
-
     /// Writes a picture of what the machine shows now.
     ///
     /// # Errors
@@ -165,17 +131,6 @@ impl Monitor {
         let file = directory.path().join("screen.ppm");
         self.call("screendump", json!({"filename": file})).await?;
         Screen::of_ppm(&fs::read(&file)?)
-    }
-
-    /// The next line. May be dropped and called again.
-    async fn line(&mut self, limit: Duration) -> anyhow::Result<Value> {
-        timeout(limit, self.stream.read_until(b'\n', &mut self.line))
-            .await
-            .context("waiting for QEMU")??;
-        ensure!(self.line.ends_with(b"\n"), "QEMU has ended");
-        let line = serde_json::from_slice(&self.line);
-        self.line.clear();
-        Ok(line?)
     }
 }
 

@@ -1,4 +1,5 @@
-//! A zone that `cargo xtask up` has started, as a user does: with a guest that has a screen with a password.
+//! A zone that `cargo xtask up` has started, as a user does: with a guest that has a screen with a password, or with virtual
+//! machines.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -11,20 +12,33 @@ use platform::exec::{Cmd, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs::{built, guest_is_made, novnc};
+use crate::programs::{built, guest_is_made, image, novnc};
 use crate::qmp::Monitor;
+use crate::vm::Format;
 use crate::wait;
 
 /// For `up`, in debug builds on two busy cores.
 pub const UP_LIMIT: Duration = Duration::from_mins(4);
+/// Likewise with virtual machines, without KVM.
+pub const VMS_UP_LIMIT: Duration = Duration::from_mins(25);
 /// For `down`, and for a killed process to be gone.
 pub const DOWN_LIMIT: Duration = Duration::from_mins(1);
+/// For `down` with virtual machines that shut down.
+const VMS_DOWN_LIMIT: Duration = Duration::from_mins(6);
 
 /// A zone in a directory and on ports of its own. Dropping it ends what is left of it.
 #[derive(Debug)]
 pub struct UpZone {
     directory: TempDir,
     ports: [SocketAddr; 3],
+    kind: Kind,
+}
+
+/// What its system VMs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Processes,
+    Vms,
 }
 
 impl UpZone {
@@ -35,6 +49,19 @@ impl UpZone {
     #[expect(clippy::new_without_default, reason = "it takes ports and makes a directory")]
     pub fn new() -> Self {
         novnc();
+        Self::of(Kind::Processes)
+    }
+
+    /// A place for one whose system VMs are virtual machines from the image.
+    ///
+    /// # Panics
+    /// As [`UpZone::new`]; or the image is missing.
+    pub fn with_vms() -> Self {
+        image(Format::Qcow2);
+        Self::of(Kind::Vms)
+    }
+
+    fn of(kind: Kind) -> Self {
         guest_is_made();
         // All at once, so that they differ.
         let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port"));
@@ -44,6 +71,7 @@ impl UpZone {
                 .tempdir()
                 .expect("a temporary directory can be made"),
             ports: listeners.map(|listener| listener.local_addr().expect("a bound socket has an address")),
+            kind,
         }
     }
 
@@ -65,12 +93,15 @@ impl UpZone {
     /// `cargo xtask up` for this zone.
     pub fn up(&self) -> Cmd {
         let [http, console, agents] = self.ports.map(|port| port.to_string());
-        Cmd::new(built("xtask"))
-            .args(["up", "--processes", "--profile", "dev", "--no-build", "--no-install"])
-            .args(["--http", &http, "--console", &console, "--agents", &agents])
+        let up = Cmd::new(built("xtask"))
+            .args(["up", "--profile", "dev", "--no-build", "--no-install"])
+            .args(["--http", &http, "--console", &console])
             .arg("--dir")
-            .arg(self.path())
-            .time_limit(UP_LIMIT)
+            .arg(self.path());
+        match self.kind {
+            Kind::Processes => up.args(["--processes", "--agents", &agents]).time_limit(UP_LIMIT),
+            Kind::Vms => up.time_limit(VMS_UP_LIMIT),
+        }
     }
 
     /// Brings it up; what was printed.
@@ -88,7 +119,11 @@ impl UpZone {
     /// It fails.
     pub async fn down(&self) -> Output {
         let down = Cmd::new(built("xtask")).args(["down", "--dir"]).arg(self.path());
-        let ran = down.time_limit(DOWN_LIMIT).run().await;
+        let limit = match self.kind {
+            Kind::Processes => DOWN_LIMIT,
+            Kind::Vms => VMS_DOWN_LIMIT,
+        };
+        let ran = down.time_limit(limit).run().await;
         ran.unwrap_or_else(|error| panic!("{error}"))
     }
 

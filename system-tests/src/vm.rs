@@ -15,7 +15,6 @@
 //! | [`hardware`] | what a VM is made of, and QEMU's command line for it |
 //! | [`network`] | a network of the test's own, that VMs are attached to |
 //! | [`booted`] | a running VM: its console, monitor, guest agent, ports |
-//! | [`guest_agent`] | the client of the guest agent |
 //! | [`guest_channel`] | the host's end of the guest channel |
 //! | [`ssh`] | the host's way into a VM, over a network |
 //! | [`scan`] | which ports of a VM are open |
@@ -38,7 +37,6 @@ mod evidence;
 mod leftovers;
 
 pub mod booted;
-pub mod guest_agent;
 pub mod guest_channel;
 pub mod hardware;
 pub mod network;
@@ -47,8 +45,8 @@ pub mod snapshot;
 pub mod ssh;
 
 pub use booted::Booted;
-pub use guest_agent::Ran;
 pub use hardware::{Bus, Firmware, Machine, Nic, NicModel};
+pub use hypervisor::guest_agent::Ran;
 pub use network::Net;
 pub use ssh::Ssh;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hypervisor::guest_channel::{BootProgress, CheckOutcome, Message, Outcome, Request};
 use serde_json::json;
 use system_tests::vm::guest_channel::{GuestChannel, PORT};
 use system_tests::vm::{Format, Nic, Vm};
@@ -22,23 +23,26 @@ async fn a_host_learns_over_the_channel_why_a_vm_is_not_up_and_ends_it() {
     let mut host = GuestChannel::connect(&vm).await.unwrap();
 
     // No boot arguments at all: it waits for them, and says so.
-    let waits = |progress: &system_tests::vm::guest_channel::BootProgress| {
+    let waits = |progress: &BootProgress| {
         progress
             .steps
             .iter()
-            .any(|step| step.step == "line" && step.outcome == "waiting")
+            .any(|step| step.step == "line" && step.outcome == Outcome::Waiting)
     };
     let progress = host.boot_until(BOOT, waits).await.unwrap();
     assert!(!progress.ready);
     assert!(progress.problem.unwrap().starts_with("boot arguments: "));
     let beat = host.heartbeat().await.unwrap();
-    assert!(beat.free_ram.parse::<u64>().unwrap() > 100, "{beat:?}");
-    assert!(beat.memory["mem_total"].as_u64().unwrap() > 400_000, "{beat:?}");
-    let name = host.next("host-name", LIMIT).await.unwrap();
-    assert_eq!(name["name"], "sysvm");
+    assert!(beat.free_ram_mib > 100, "{beat:?}");
+    assert!(beat.memory.mem_total > 400_000, "{beat:?}");
+    let name = host.next(LIMIT, |message| match message {
+        Message::HostName(name) => Some(name.clone()),
+        _ => None,
+    });
+    assert_eq!(name.await.unwrap(), "sysvm");
 
     let report = host.run_check(1).await.unwrap();
-    assert_eq!(report.outcome, "error");
+    assert_eq!(report.outcome, CheckOutcome::Error);
     let line = report.findings.iter().find(|finding| finding.check == "line").unwrap();
     assert_eq!(line.what, "the host has not given any boot arguments");
     assert!(line.todo.is_some());
@@ -49,11 +53,11 @@ async fn a_host_learns_over_the_channel_why_a_vm_is_not_up_and_ends_it() {
     vm.pass_cmdline("type=consoleproxy name=v-2-VM guid=Proxy.2 eth1ip=10.0.0.300 vncport=99999")
         .await
         .unwrap();
-    let has_failed = |progress: &system_tests::vm::guest_channel::BootProgress| {
+    let has_failed = |progress: &BootProgress| {
         progress
             .steps
             .iter()
-            .any(|step| step.step == "arguments" && step.outcome == "failed")
+            .any(|step| step.step == "arguments" && step.outcome == Outcome::Failed)
     };
     let progress = host.boot_until(LIMIT, has_failed).await.unwrap();
     let problem = progress.problem.unwrap();
@@ -66,10 +70,19 @@ async fn a_host_learns_over_the_channel_why_a_vm_is_not_up_and_ends_it() {
     let mut host = GuestChannel::connect(&vm).await.unwrap();
     host.boot_until(LIMIT, has_failed).await.unwrap();
     host.send_bytes(b"nonsense\n").await.unwrap();
-    let error = host.next("error", LIMIT).await.unwrap();
-    assert!(error["reason"].as_str().unwrap().contains("not a message"), "{error:?}");
-    host.send(json!({"__name__": "echo", "n": 7})).await.unwrap();
-    assert_eq!(host.next("echo", LIMIT).await.unwrap()["n"], 7);
+    let reason = host.next(LIMIT, |message| match message {
+        Message::Error { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    let reason = reason.await.unwrap();
+    assert!(reason.contains("not a message"), "{reason}");
+    let echo = json!({"n": 7}).as_object().unwrap().clone();
+    host.send(&Request::Echo(echo.clone())).await.unwrap();
+    let echoed = host.next(LIMIT, |message| match message {
+        Message::Echo(echoed) => Some(echoed.clone()),
+        _ => None,
+    });
+    assert_eq!(echoed.await.unwrap(), echo);
 
     // The clock, and everything that helps to find a fault.
     let moved = host.set_time(1_900_000_000_000).await.unwrap();
@@ -86,6 +99,7 @@ async fn a_host_learns_over_the_channel_why_a_vm_is_not_up_and_ends_it() {
     }
 
     host.shut_down().await.unwrap();
-    host.next("session-shutdown", LIMIT).await.unwrap();
+    let goes = |message: &Message| (*message == Message::SessionShutdown).then_some(());
+    host.next(LIMIT, goes).await.unwrap();
     vm.ended(LIMIT).await.unwrap();
 }

@@ -1,134 +1,23 @@
-//! The harness for VMs itself, without an image: the guest agent's client against the real agent, networks, QEMU's
-//! monitor.
+//! The harness for VMs itself, without an image: networks, QEMU's monitor.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use std::{mem, thread};
 
-use platform::exec::{Cmd, Running};
+use hypervisor::qmp::Event;
+use platform::exec::Cmd;
 use serde_json::json;
 use system_tests::programs::target_dir;
-use system_tests::vm::guest_agent::GuestAgent;
 use system_tests::vm::{Format, Net, Nic, NicModel, Vm};
 use system_tests::wait;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_mins(1);
-
-/// The real agent of QEMU as a program of this machine, on a socket instead of a port.
-struct Agent {
-    socket: PathBuf,
-    _running: Running,
-    directory: TempDir,
-}
-
-impl Agent {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("socket");
-        let running = Cmd::new("/usr/sbin/qemu-ga")
-            .args(["--method", "unix-listen", "--path"])
-            .arg(&socket)
-            .arg("--statedir")
-            .arg(directory.path())
-            // This machine is not a guest.
-            .args([
-                "--block-rpcs",
-                "guest-shutdown,guest-suspend-disk,guest-suspend-ram,guest-set-time",
-            ])
-            .spawn(directory.path().join("log"))
-            .unwrap();
-        Self {
-            socket,
-            _running: running,
-            directory,
-        }
-    }
-
-    async fn client(&self) -> GuestAgent {
-        let mut client = GuestAgent::connect(&self.socket, LIMIT).await.unwrap();
-        client.up(LIMIT).await.unwrap();
-        client
-    }
-}
-
-#[tokio::test]
-async fn a_program_answers_with_its_exit_code_and_both_outputs() {
-    let agent = Agent::start();
-    let mut client = agent.client().await;
-    let ran = client
-        .exec(&["sh", "-c", "cat; echo problem >&2; exit 3"], b"in, \xff", LIMIT)
-        .await
-        .unwrap();
-    assert_eq!(
-        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
-        (Some(3), "in, \u{fffd}", "problem\n")
-    );
-    let error = ran.success(&["sh"]).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "`sh` failed in the guest (exit code Some(3)): problem\nin, \u{fffd}"
-    );
-
-    let error = client.exec(&["no-such-program"], b"", LIMIT).await.unwrap_err();
-    assert!(
-        format!("{error:#}").starts_with("starting `no-such-program` in the guest: "),
-        "{error:#}"
-    );
-    let killed = client.exec(&["sh", "-c", "kill -9 $$"], b"", LIMIT).await.unwrap();
-    assert_eq!(killed.code, None);
-    let limit = Duration::from_millis(100);
-    let error = client.exec(&["sleep", "5"], b"", limit).await.unwrap_err().to_string();
-    assert_eq!(error, "`sleep 5` has not ended in the guest within 100ms");
-}
-
-#[tokio::test]
-async fn files_go_in_and_come_out_whole() {
-    let agent = Agent::start();
-    let mut client = agent.client().await;
-    let contents: Vec<u8> = (0..1_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
-    for contents in [contents.as_slice(), b""] {
-        let file = agent.directory.path().join("file");
-        client.write(file.to_str().unwrap(), contents).await.unwrap();
-        assert!(fs::read(&file).unwrap() == contents);
-        assert!(client.read(file.to_str().unwrap()).await.unwrap() == contents);
-    }
-    let error = client.read("/nowhere").await.unwrap_err();
-    assert!(
-        format!("{error:#}").starts_with("opening /nowhere in the guest: "),
-        "{error:#}"
-    );
-}
-
-/// What a client before us asked and did not wait for, or cut in the middle, is not taken for our answer.
-#[tokio::test]
-async fn stale_answers_are_dropped() {
-    let agent = Agent::start();
-    drop(agent.client().await); // it listens
-    let mut impatient = UnixStream::connect(&agent.socket).unwrap();
-    impatient
-        .write_all(b"{\"execute\":\"guest-info\"}\n{\"execute\":\"guest-ping\"}\n{\"execute\":\"guest-sy")
-        .unwrap();
-    drop(impatient);
-
-    let mut client = agent.client().await;
-    // Given up when it has been sent: the next call must not get its answer.
-    tokio::select! {
-        biased;
-        _ = client.call("guest-get-osinfo", json!({})) => {}
-        () = std::future::ready(()) => {}
-    }
-    assert_eq!(client.call("guest-ping", json!({})).await.unwrap(), json!({}));
-    let error = client.call("guest-shutdown", json!({})).await.unwrap_err().to_string();
-    assert!(error.starts_with("the guest agent refuses guest-shutdown: "), "{error}");
-    client.ping().await.unwrap();
-}
 
 /// Two networks with the same addresses, and hosts in them that do not meet.
 #[tokio::test]
@@ -314,15 +203,19 @@ async fn the_state_of_a_vm_is_saved_and_loaded_and_events_are_heard() {
         let error = monitor.load("nowhere").await.unwrap_err().to_string();
         assert!(error.starts_with("QEMU fails at loadvm nowhere: "), "{error}");
         monitor.call("stop", json!({})).await?;
-        monitor.event("STOP", LIMIT, |_| true).await?;
+        monitor.event(LIMIT, |event| *event == Event::Stop).await?;
         monitor.call("cont", json!({})).await?;
-        monitor.event("RESUME", LIMIT, |_| true).await?;
+        monitor.event(LIMIT, |event| *event == Event::Resume).await?;
         Ok(())
     })
     .await
     .unwrap();
     vm.reset().await.unwrap();
-    let reset = vm.with_monitor(async |monitor| monitor.event("RESET", LIMIT, |data| data["guest"] == false).await);
+    let reset = vm.with_monitor(async |monitor| {
+        monitor
+            .event(LIMIT, |event| *event == Event::Reset { guest: false })
+            .await
+    });
     reset.await.unwrap();
 }
 

@@ -71,12 +71,38 @@ pub(crate) const NPM: Tool = Tool {
 pub(crate) const QEMU: Tool = Tool {
     sign: Program("qemu-system-x86_64"),
     source: Debian("qemu-system-x86"),
-    why: "runs the demo guest",
+    why: "runs VMs",
 };
 pub(crate) const QEMU_IMG: Tool = Tool {
     sign: Program("qemu-img"),
     source: Debian("qemu-utils"),
     why: "makes and checks disk images",
+};
+/// For zones with virtual machines.
+pub(crate) const IP: Tool = Tool {
+    sign: Program("ip"),
+    source: Debian("iproute2"),
+    why: "makes the networks of a zone",
+};
+pub(crate) const SSH: Tool = Tool {
+    sign: Program("scp"),
+    source: Debian("openssh-client"),
+    why: "is how a host logs in to a VM",
+};
+pub(crate) const NFT: Tool = Tool {
+    sign: File("/usr/sbin/nft"),
+    source: Debian("nftables"),
+    why: "keeps the networks of a zone apart",
+};
+pub(crate) const GANESHA: Tool = Tool {
+    sign: File("/usr/bin/ganesha.nfsd"),
+    source: Debian("nfs-ganesha"),
+    why: "is the NFS server of a zone",
+};
+pub(crate) const GANESHA_VFS: Tool = Tool {
+    sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
+    source: Debian("nfs-ganesha-vfs"),
+    why: "lets that server serve a directory",
 };
 /// For building our programs.
 pub(crate) const CC: Tool = Tool {
@@ -126,21 +152,13 @@ pub(crate) const ALL: [Tool; 48] = [
         source: Debian("qemu-guest-agent"),
         why: "is the guest agent that our client of it is tested with",
     },
-    Tool {
-        sign: Program("ip"),
-        source: Debian("iproute2"),
-        why: "makes networks for VMs, in tests",
-    },
+    IP,
     Tool {
         sign: Program("ping"),
         source: Debian("iputils-ping"),
         why: "is how a host looks for a VM, in tests",
     },
-    Tool {
-        sign: Program("scp"),
-        source: Debian("openssh-client"),
-        why: "is how a host logs in to a VM, in tests",
-    },
+    SSH,
     Tool {
         sign: File("/usr/sbin/sshd"),
         source: Debian("openssh-server"),
@@ -241,11 +259,7 @@ pub(crate) const ALL: [Tool; 48] = [
         source: Debian("e2fsprogs"),
         why: "makes the file system that hangs, in tests",
     },
-    Tool {
-        sign: File("/usr/sbin/nft"),
-        source: Debian("nftables"),
-        why: "loads the image's firewall, in tests",
-    },
+    NFT,
     Tool {
         sign: Program("systemd-analyze"),
         source: Debian("systemd"),
@@ -276,16 +290,8 @@ pub(crate) const ALL: [Tool; 48] = [
         source: Debian("rpcbind"),
         why: "tells NFS clients where the server is, in tests",
     },
-    Tool {
-        sign: File("/usr/bin/ganesha.nfsd"),
-        source: Debian("nfs-ganesha"),
-        why: "is the NFS server that our image mounts stores from, in tests",
-    },
-    Tool {
-        sign: File("/usr/lib/x86_64-linux-gnu/ganesha/libfsalvfs.so"),
-        source: Debian("nfs-ganesha-vfs"),
-        why: "lets that server serve a directory",
-    },
+    GANESHA,
+    GANESHA_VFS,
     Tool {
         sign: File("/usr/sbin/haproxy"),
         source: Debian("haproxy"),
@@ -349,7 +355,7 @@ pub(crate) async fn update_package_lists(install: Install) -> anyhow::Result<()>
     must_succeed(&apt_get(is_root().await?).arg("update")).await
 }
 
-async fn is_root() -> anyhow::Result<bool> {
+pub(crate) async fn is_root() -> anyhow::Result<bool> {
     Ok(Cmd::new("id").arg("-u").run().await?.text().trim() == "0")
 }
 

@@ -1,13 +1,14 @@
-//! `cargo xtask up --processes` and `cargo xtask down`: a whole zone on this machine, to look at and to try things with.
+//! `cargo xtask up` and `cargo xtask down`: a whole zone on this machine, to look at and to try things with.
 //!
-//! The management server runs with its process driver, so that the system VMs are ordinary programs. What `up` starts
-//! goes on without it; `zone.json` says what that is.
+//! System VMs are virtual machines from our image, or with `--processes` ordinary programs. What `up` starts goes on without
+//! it; `zone.json` says what that is.
 
 mod api;
 mod directory;
 mod end;
 mod progress;
 mod qmp;
+mod server;
 mod source;
 mod state;
 mod table;
@@ -16,33 +17,48 @@ mod vm;
 
 use std::env;
 use std::fmt::Display;
-use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use ipnet::Ipv4Net;
 use platform::exec::Cmd;
 use platform::{files, shutdown};
 use tokio::time::sleep;
 
-use crate::guest;
 use crate::tools::{self, Install};
 use crate::{assets, must_succeed};
+use crate::{guest, image};
 use api::{Api, text};
-use end::{end, stop_system_vms};
-use state::{Running, State};
+use end::end;
+use state::State;
 use table::{columns, is_up, rows, system_vm_line};
 
+/// What a zone with programs needs of this machine.
+const PROCESSES_NEED: [tools::Tool; 5] = [tools::CC, tools::LIBC, tools::NPM, tools::QEMU, tools::QEMU_IMG];
+/// What one with virtual machines does.
+const VMS_NEED: [tools::Tool; 10] = [
+    tools::CC,
+    tools::LIBC,
+    tools::NPM,
+    tools::QEMU,
+    tools::QEMU_IMG,
+    tools::IP,
+    tools::NFT,
+    tools::SSH,
+    tools::GANESHA,
+    tools::GANESHA_VFS,
+];
 const DIRECTORY: &str = "target/zone";
 const USER: &str = "admin";
 const GUEST_NAME: &str = "demo-guest";
-/// The server opens its database and its sockets; a second in a debug build.
-const SERVER_LIMIT: Duration = Duration::from_mins(1);
-/// For the system VMs to be Up.
-const SYSTEM_VMS_LIMIT: Duration = Duration::from_mins(3);
+/// For programs to be Up as system VMs.
+const PROCESSES_LIMIT: Duration = Duration::from_mins(3);
+/// For virtual machines, without KVM and on a loaded machine, with a start that is tried again.
+const VMS_LIMIT: Duration = Duration::from_mins(20);
 /// Between two looks at what is not there yet.
 const LOOK: Duration = Duration::from_millis(400);
 /// Lines of a failed program's log that are shown.
@@ -54,17 +70,20 @@ const SERVER_LOG: &str = "mgmt-stub.log";
 const OLD_SERVER_LOG: &str = "mgmt-stub.log.old";
 const LOG_BYTES: u64 = 64 << 20;
 
-/// A zone on this machine: management server, system VMs, a demo guest and a demo template. Prints where to look.
+/// A zone on this machine: management server, system VMs, secondary storage and a demo template. Prints where to look.
+///
+/// System VMs are virtual machines from our image, in a network of their own, with an NFS server; this needs root. With
+/// --processes they are ordinary programs, which needs no root, and there is a demo guest.
 ///
 /// It returns when everything is up and leaves it running; `cargo xtask down` ends it. If it fails or is interrupted it
 /// ends what it has started. While the zone is up it only says what is up, and starts what has ended meanwhile.
 ///
-/// The first call installs Debian packages, compiles (some minutes) and makes the guest.
+/// The first call installs Debian packages, compiles and makes the image or the guest (some minutes).
 #[derive(Args)]
 #[command(after_help = UP_EXAMPLES)]
 pub(crate) struct Up {
-    /// System VMs as ordinary programs of this machine. The only way today, so it must be said.
-    #[arg(long, required = true)]
+    /// System VMs as ordinary programs of this machine, instead of virtual machines.
+    #[arg(long)]
     processes: bool,
     /// Stay, and end the zone at Ctrl-C.
     #[arg(long)]
@@ -84,22 +103,43 @@ pub(crate) struct Up {
     /// Consoles.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6080")]
     console: SocketAddr,
-    /// Agents of the system VMs.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8250")]
+    /// With --processes: where agents connect. Virtual machines connect inside of the zone's network.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8250",
+        requires = "processes"
+    )]
     agents: SocketAddr,
+    /// Networks of the zone: management, public and storage are its second, third and fourth /24.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        default_value = "172.31.0.0/16",
+        conflicts_with = "processes"
+    )]
+    zone_cidr: Ipv4Net,
+    /// Let the zone reach the world through this machine, with its address (NAT).
+    #[arg(long, conflicts_with = "processes")]
+    uplink: bool,
+    /// Upload the files in there to each system VM: see `mgmt-stub serve --help`.
+    #[arg(long, value_name = "DIR", conflicts_with = "processes")]
+    system_vm_files: Option<PathBuf>,
     #[command(flatten)]
     install: Install,
 }
 
 const UP_EXAMPLES: &str = "\
 Examples:
-  cargo xtask up --processes                      then open the printed URL
+  cargo xtask up                                  as root; then open the printed URL
+  cargo xtask up --processes                      without root and without virtual machines
   cargo xtask up --processes --profile dev        while you work on the programs
-  cargo xtask up --processes --foreground         for as long as you look
-  cargo xtask up --processes --dir /tmp/b --http 127.0.0.1:8081 --console 127.0.0.1:6090 --agents 127.0.0.1:8251
+  cargo xtask up --foreground                     for as long as you look
+  cargo xtask up --dir /tmp/b --http 127.0.0.1:8081 --console 127.0.0.1:6090
                                                   a second zone beside the first";
 
-/// End the zone that `up` started: all its processes. Its data stay for the next `up`.
+/// End the zone that `up` started: all its processes, its virtual machines and its network. Its data stay for the next
+/// `up`. Works also after everything was killed.
 #[derive(Args)]
 pub(crate) struct Down {
     /// Where the zone is. Relative to the repository.
@@ -181,6 +221,7 @@ impl Zone {
             store: directory.join("store"),
             console: arguments.console.to_string(),
             agents: arguments.agents.to_string(),
+            processes: arguments.processes,
             server: None,
             guest: None,
         };
@@ -196,6 +237,11 @@ impl Zone {
         if !zone.is_up() {
             // The server is about to be started where this call says, not where an earlier one said.
             (zone.state.url, zone.state.console, zone.state.agents) = addresses(&fresh);
+            ensure!(
+                zone.state.server.is_none() || zone.state.processes == fresh.processes,
+                "the system VMs of this zone are of the other kind; `cargo xtask down` first"
+            );
+            zone.state.processes = fresh.processes;
         } else if zone.has_moved {
             eprintln!("The zone is up on other addresses; `cargo xtask down` first if it shall move.");
         }
@@ -218,23 +264,42 @@ impl Zone {
 
     async fn start(&mut self) -> anyhow::Result<()> {
         self.step("environment");
-        let needed = [tools::CC, tools::LIBC, tools::NPM, tools::QEMU, tools::QEMU_IMG];
-        tools::ensure(&needed, self.arguments.install).await?;
+        ensure!(
+            self.arguments.processes || tools::is_root().await?,
+            "a zone with virtual machines needs root, for their network; run it as root, or add --processes"
+        );
+        let needed: &[_] = if self.arguments.processes {
+            &PROCESSES_NEED
+        } else {
+            &VMS_NEED
+        };
+        tools::ensure(needed, self.arguments.install).await?;
 
         if self.is_up() {
             eprintln!("The zone is up; `cargo xtask down` first if it shall run newly built programs.");
         } else {
             self.build().await?;
         }
-        self.step("console page");
-        let novnc = assets::novnc().await?;
+        let parts = if self.arguments.processes {
+            self.step("console page");
+            server::Parts::Processes {
+                novnc: std::path::absolute(assets::novnc().await?)?,
+            }
+        } else {
+            self.step("system VM image");
+            server::Parts::Vms {
+                image: self.image().await?,
+            }
+        };
         self.step("demo guest");
         let demo = guest::ensure(self.arguments.install).await?;
 
         self.step("management server");
-        self.start_server(&std::path::absolute(novnc)?).await?;
-        self.step("guest");
-        self.start_guest(&demo).await?;
+        self.start_server(&parts).await?;
+        if self.arguments.processes {
+            self.step("guest");
+            self.start_guest(&demo).await?;
+        }
         self.step("system VMs");
         self.system_vms_up().await?;
         self.step("template");
@@ -245,22 +310,38 @@ impl Zone {
         Ok(())
     }
 
+    /// The image of system VMs; built unless it is there.
+    async fn image(&self) -> anyhow::Result<PathBuf> {
+        let directory = if self.arguments.no_build {
+            PathBuf::from(image::DIRECTORY)
+        } else {
+            image::ensure(&image::Image::for_kvm(self.arguments.install)).await?
+        };
+        let file = std::path::absolute(directory.join("sysvm.qcow2"))?;
+        ensure!(file.exists(), "{} is not there; leave out --no-build", file.display());
+        Ok(file)
+    }
+
     fn step(&self, name: impl Display) {
         eprintln!("\n==> {name} [{:.1} s]", self.started.elapsed().as_secs_f64());
     }
 
     async fn build(&mut self) -> anyhow::Result<()> {
         self.state.programs = programs(&self.arguments.profile)?;
+        // What else runs in virtual machines is in their image.
+        let names: &[&str] = match self.arguments.processes {
+            true => &["mgmt-stub", "ssvm", "console-proxy"],
+            false => &["mgmt-stub"],
+        };
         if !self.arguments.no_build {
             self.step(format_args!("programs, profile {}", self.arguments.profile));
             if self.arguments.profile == "release" {
                 eprintln!("The first time this takes some minutes; --profile dev is quicker to build.");
             }
-            let packages = ["-p", "mgmt-stub", "-p", "ssvm", "-p", "console-proxy"];
             let build = Cmd::new("cargo").args(["build", "--profile", &self.arguments.profile]);
-            must_succeed(&build.args(packages)).await?;
+            must_succeed(&build.args(names.iter().flat_map(|name| ["-p", name]))).await?;
         }
-        for name in ["mgmt-stub", "ssvm", "console-proxy"] {
+        for name in names {
             let program = self.state.programs.join(name);
             ensure!(
                 program.exists(),
@@ -268,84 +349,6 @@ impl Zone {
                 program.display()
             );
         }
-        Ok(())
-    }
-
-    async fn start_server(&mut self, novnc: &Path) -> anyhow::Result<()> {
-        if self.is_up() {
-            eprintln!("It runs.");
-            return Ok(());
-        }
-        if self.has_moved {
-            // The server was killed and they go on; they would look for it at the old address for ever.
-            eprintln!("The addresses have changed: ending the system VMs that know the old ones");
-            stop_system_vms(&self.state).await?;
-        }
-        let mut ports = vec![("--http", self.arguments.http), ("--agents", self.arguments.agents)];
-        if self.state.server.is_none() || self.has_moved {
-            // Otherwise the console proxy of a killed server still has it.
-            ports.push(("--console", self.arguments.console));
-        }
-        for (option, address) in ports {
-            // Only a look, but the server itself could not name the option.
-            TcpListener::bind(address).with_context(|| {
-                format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
-            })?;
-        }
-        let is_new = !self.state.data_dir.exists();
-        fs::create_dir_all(&self.state.store)?;
-        let log = self.directory.join(SERVER_LOG);
-        let _ = fs::rename(&log, self.directory.join(OLD_SERVER_LOG));
-        let serve = self
-            .api()
-            .mgmt_stub()
-            .args(["serve", "--driver", "processes"])
-            .args(["--http", &self.arguments.http.to_string()])
-            .args(["--listen", &self.arguments.agents.to_string()])
-            .args(["--console-listen", &self.arguments.console.to_string()])
-            .arg("--novnc")
-            .arg(novnc)
-            .arg("--local-store")
-            .arg(&self.state.store);
-        let process = serve.spawn_detached(&log)?.process().clone();
-        self.state.server = Some(Running::new(&process, log.clone()));
-        self.state.save(&self.directory)?;
-
-        let api = self.api();
-        let waited = Instant::now();
-        while let Err(error) = api.call("listZones", &[]).await {
-            ensure!(process.is_alive(), "mgmt-stub has ended; {}", end_of(&log)?);
-            ensure!(
-                waited.elapsed() < SERVER_LIMIT,
-                "mgmt-stub does not answer: {error:#}; {}",
-                end_of(&log)?
-            );
-            sleep(LOOK).await;
-        }
-        // Once: later it would undo the user's own.
-        let first = self.directory.join(FIRST_PASSWORD);
-        if is_new || !first.exists() {
-            let reset = api.mgmt_stub().arg("reset-admin-password").run().await?;
-            let _ = files::replace(&first, reset.text().trim(), 0o600)?;
-        }
-        let password = files::read_limited(&first, 1024)?.unwrap_or_default();
-        self.state.password = String::from_utf8_lossy(&password).into_owned();
-        self.state.save(&self.directory)?;
-        // What `up` itself serves is on loopback, where an SSVM does not go unless it is allowed to.
-        let setting = "secstorage.allowed.internal.sites";
-        let found = api
-            .list("listConfigurations", "configuration", &[("name", setting)])
-            .await?;
-        if found.first().is_none_or(|setting| text(setting, "value").is_empty()) {
-            let allow = [("name", setting), ("value", "127.0.0.0/8")];
-            api.call("updateConfiguration", &allow).await?;
-        }
-        eprintln!(
-            "It serves {} (process {}, log {})",
-            self.state.url,
-            process.pid(),
-            log.display()
-        );
         Ok(())
     }
 
@@ -412,9 +415,14 @@ impl Zone {
                 return Ok(());
             }
             self.check_server()?;
-            if waited.elapsed() > SYSTEM_VMS_LIMIT {
+            let limit = if self.state.processes {
+                PROCESSES_LIMIT
+            } else {
+                VMS_LIMIT
+            };
+            if waited.elapsed() > limit {
                 bail!(
-                    "the system VMs are not Up after {SYSTEM_VMS_LIMIT:?}:\n{}\ntheir logs are in {}; {}",
+                    "the system VMs are not Up after {limit:?}:\n{}\ntheir logs are in {}; {}",
                     shown.join("\n"),
                     self.state.data_dir.join("vms").display(),
                     self.server_log()?
@@ -446,6 +454,7 @@ impl Zone {
             console,
             ..
         } = &self.state;
+        let guest = if self.state.processes { GUEST_NAME } else { "a VM" };
         let end = if self.arguments.dir == Path::new(DIRECTORY) {
             String::new()
         } else {
@@ -454,7 +463,7 @@ impl Zone {
         Ok(format!(
             "{}\nPage      {url}\nUser      {user}\n\
              Password  {password} (for the first login; from then on the one that you choose)\n\
-             Console   the button beside {GUEST_NAME} on the page; consoles are on {console}\n\
+             Console   the button beside {guest} on the page; consoles are on {console}\n\
              State     {}\n\
              End it    cargo xtask down{end}\n",
             columns(&rows),

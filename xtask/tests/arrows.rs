@@ -37,7 +37,7 @@ const ARROWS: [(&str, &[&str], &[&str]); 13] = [
     ("ssvm", &["agent", "platform", "protocol"], &[]),
     ("stage1", &[], &["platform"]),
     ("system-tests", &["hypervisor", "platform"], &[]),
-    ("xtask", &["platform", "stage1"], &[]),
+    ("xtask", &["hypervisor", "platform", "stage1"], &[]),
 ];
 
 /// What does I/O, and thus is nothing that `protocol` may need, directly or not.

@@ -3,6 +3,7 @@
 import * as api from "../api.js";
 import { h } from "../dom.js";
 import { announce } from "../notices.js";
+import { select } from "../parts.js";
 import { changed, state } from "../state.js";
 import { field } from "./login.js";
 
@@ -63,12 +64,6 @@ export function registerDialog() {
 function input(properties) {
     const isWrong = form.problem?.field === properties.id;
     return field({ autocomplete: "off", ...properties, problem: isWrong && form.problem.text });
-}
-
-function select(id, label, options, chosen, onchange) {
-    return h("div", { class: "field", key: id },
-        h("label", { for: id }, label),
-        h("select", { id, name: id, onchange }, options.map(([value, text]) => h("option", { key: value, value, selected: value === chosen }, text))));
 }
 
 /** The file's name says the format, and is a name to begin with. */

@@ -8,6 +8,7 @@ import { follow } from "../notices.js";
 import { button, chip, empty, facts, heading, loading, when } from "../parts.js";
 import { state, whileBusy } from "../state.js";
 import { SYSTEM_VM_TYPES, systemVm } from "../words.js";
+import { startBar } from "./start.js";
 
 const ACTIONS = {
     start: { command: "startSystemVm", icon: "start", label: "Start", working: "Starting", done: "has started", from: ["Stopped"] },
@@ -38,13 +39,13 @@ export function systemVms() {
 function card(vm) {
     const type = SYSTEM_VM_TYPES[vm.systemvmtype] ?? { name: vm.systemvmtype, icon: "systemvms", duty: "" };
     const meaning = systemVm(vm);
-    const working = state.busy.get(vm.id);
     return h("article", { key: vm.id, class: "card", "aria-labelledby": `name-${vm.id}` },
         h("div", { class: "card-title" },
             h("span", { class: "badge" }, icon(type.icon)),
-            h("div", null, h("h2", { id: `name-${vm.id}` }, vm.name), h("p", { class: "hint" }, `${type.name}: ${type.duty}`)),
+            h("div", null, h("h2", { id: `name-${vm.id}` }, h("a", { href: `#/systemvms/${vm.id}` }, vm.name)), h("p", { class: "hint" }, `${type.name}: ${type.duty}`)),
             chip(meaning)),
-        meaning.reason && h("p", { class: `reason-box ${meaning.kind}` }, meaning.reason),
+        reasonBox(vm, meaning),
+        vm.state !== "Stopped" && meaning.kind !== "good" && startBar(vm),
         facts([
             ["State", vm.state],
             ["Since", vm.since && when(vm.since)],
@@ -56,12 +57,26 @@ function card(vm) {
             ["Zone", vm.zonename],
             ["Created", when(vm.created)],
         ]),
-        h("div", { class: "buttons" },
-            working
-                ? h("p", { class: "working" }, icon("work"), `${working}…`)
-                : Object.values(ACTIONS).filter(({ from }) => from.includes(vm.state)).map((action) =>
-                    button(action.icon, action.label, vm.name, { key: action.label, class: action.isDangerous ? "danger-quiet" : "", onclick: () => perform(action, vm) }))),
+        actions(vm),
     );
+}
+
+/** Why it is not up, and what to do. */
+export function reasonBox(vm, meaning) {
+    return meaning.reason && h("div", { class: `reason-box ${meaning.kind}`, key: "reason" },
+        h("p", null, meaning.reason),
+        vm.whattodo && h("p", { class: "small-text" }, h("strong", null, "What to do: "), vm.whattodo));
+}
+
+/** What can be done with it now, or what is being done; `more` is beside it. */
+export function actions(vm, ...more) {
+    const working = state.busy.get(vm.id);
+    return h("div", { class: "buttons", key: "actions" },
+        !working && more,
+        working
+            ? h("p", { class: "working" }, icon("work"), `${working}…`)
+            : Object.values(ACTIONS).filter(({ from }) => from.includes(vm.state)).map((action) =>
+                button(action.icon, action.label, vm.name, { key: action.label, class: action.isDangerous ? "danger-quiet" : "", onclick: () => perform(action, vm) })));
 }
 
 async function perform(action, vm) {

@@ -17,6 +17,7 @@ mod offering;
 pub mod os_type;
 mod owner;
 pub(super) mod session;
+mod storage;
 mod system_vm;
 mod tag;
 mod template;
@@ -31,6 +32,7 @@ const ALL: &[&[Command]] = &[
     zone::COMMANDS,
     host::COMMANDS,
     image_store::COMMANDS,
+    storage::COMMANDS,
     system_vm::COMMANDS,
     template::COMMANDS,
     virtual_machine::COMMANDS,

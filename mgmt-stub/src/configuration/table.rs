@@ -10,6 +10,10 @@ const MILLISECONDS: Kind = Kind::Time {
     unit: Duration::from_millis(1),
     max: MANY,
 };
+const SECONDS: Kind = Kind::Time {
+    unit: Duration::from_secs(1),
+    max: MANY,
+};
 const MINUTES: Kind = Kind::Time {
     unit: Duration::from_mins(1),
     max: 525_600,
@@ -52,6 +56,14 @@ settings! {
             "Time (ms) after which an idle console session ends.";
         CONSOLEPROXY_LAUNCH_MAX = "consoleproxy.launch.max" Number(0, 1000), "10",
             "Console proxies in a zone, at most.";
+        CONSOLEPROXY_VM_AUTO_SCALE_DOWN = "consoleproxy.vm.auto.scale.down" Flag, "false",
+            "Whether further console proxies are destroyed when the others have room enough without them. Our own setting.";
+        CONSOLEPROXY_SCALE_DOWN_DELAY = "consoleproxy.vm.scale.down.delay" MINUTES, "30",
+            "Time (minutes) that a console proxy is without sessions before it is one too many. Our own setting.";
+        CONSOLEPROXY_RAM_SIZE = "consoleproxy.ram.size" Number(64, 65_536), "1024",
+            "Memory (MiB) of a console proxy, from its next start on.";
+        CONSOLEPROXY_DISABLE_RP_FILTER = "consoleproxy.disable.rpfilter" Flag, "true",
+            "Whether a console proxy takes packets that come by another way than answers go.";
         CONSOLEPROXY_RESTART = "consoleproxy.restart" Flag, "true",
             "Start a console proxy again that has ended.";
         CONSOLEPROXY_MANAGEMENT_STATE = "consoleproxy.management.state" OneOf(&["Auto", "Manual"]), "Auto",
@@ -80,6 +92,10 @@ settings! {
             "Whether further secondary storage VMs are destroyed when they have nothing to do.";
         SYSTEM_VM_AUTO_RESERVE_CAPACITY = "system.vm.auto.reserve.capacity" Flag, "true",
             "Whether secondary storage VMs are started when they are needed.";
+        SECSTORAGE_VM_RAM_SIZE = "secstorage.vm.ram.size" Number(64, 65_536), "512",
+            "Memory (MiB) of a secondary storage VM, from its next start on.";
+        SECSTORAGE_VM_MTU_SIZE = "secstorage.vm.mtu.size" Number(576, 9216), "1500",
+            "MTU of a secondary storage VM's NICs, from its next start on.";
         SECSTORAGE_PROXY = "secstorage.proxy" Text, "",
             "HTTP proxy for downloads, as host or host:port.";
         STORE_DOWNLOAD_FOLLOW_REDIRECTS = "store.download.follow.redirects" Flag, "true",
@@ -101,11 +117,33 @@ settings! {
         SYSTEMVM_INSTANCE_NAME = "instance.name" Text, "VM",
             "Last part of instance names, as in s-1-VM.";
     }
+    "System VMs" {
+        RELEASE_CONTROL_IP = "systemvm.release.control.ip.on.stop" Flag, "true",
+            "Whether a system VM that is stopped gives its control address back.";
+        PUBLIC_IP_STRICTNESS = "system.vm.public.ip.reservation.mode.strictness" Flag, "false",
+            "Whether system VMs take only public addresses of ranges that are for them.";
+        MANAGEMENT_IP_STRICTNESS = "system.vm.management.ip.reservation.mode.strictness" Flag, "false",
+            "Whether system VMs take only management addresses of ranges that are for them.";
+        HA_ENABLED = "vm.ha.enabled" Flag, "true",
+            "Whether system VMs that end, hang or lose their agent are started again at once.";
+        AGENT_START_LIMIT = "systemvm.agent.start.limit" SECONDS, "300",
+            "Time (s) after its start within which a system VM's agent must be Up, or the VM is started again. 0: never. Our own setting.";
+        AGENT_SILENCE_LIMIT = "systemvm.agent.silence.limit" SECONDS, "300",
+            "Time (s) without an agent that was Up before, after which its system VM is started again. 0: never. Our own setting.";
+        HYPERVISOR_SILENCE_LIMIT = "systemvm.hang.limit" SECONDS, "30",
+            "Time (s) after which a system VM that does not answer who runs it is started again. 0: never. Our own setting.";
+    }
     "Advanced" {
         HYPERVISOR_LIST = "hypervisor.list" List, "KVM,XenServer,VMware,Hyperv",
             "Hypervisors that templates may be for, comma-separated.";
         JOB_EXPIRE_MINUTES = "job.expire.minutes" MINUTES, "1440",
             "Time (minutes) that finished jobs are kept.";
+        EXPUNGE_DELAY = "expunge.delay" SECONDS, "86400",
+            "Time (seconds) after which an instance that was destroyed is removed for good.";
+        EXPUNGE_INTERVAL = "expunge.interval" SECONDS, "86400",
+            "Time (seconds) between two looks for instances to remove for good.";
+        ALLOW_USER_EXPUNGE_RECOVER_VM = "allow.user.expunge.recover.vm" Flag, "false",
+            "Whether users may remove their instances for good at once, and recover those that they have destroyed.";
         EVENT_PURGE_DELAY = "event.purge.delay" DAYS, "15",
             "Time (days) that events are kept; 0 is for ever.";
         ALERT_PURGE_DELAY = "alert.purge.delay" DAYS, "0",

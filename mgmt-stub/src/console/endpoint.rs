@@ -1,6 +1,7 @@
 //! Makes consoles, decides about those who come, and keeps the books (management.md §7, §8).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use platform::logging::chain;
@@ -26,6 +27,7 @@ use crate::configuration::{
     CONSOLE_SESSION_CLEANUP_INTERVAL, CONSOLE_SESSION_CLEANUP_RETENTION, CONSOLEPROXY_SESSION_MAX,
     CONSOLEPROXY_SESSION_TIMEOUT, CONSOLEPROXY_SSL_ENABLED, CONSOLEPROXY_URL_DOMAIN, Configuration,
 };
+use crate::driver::Driver;
 use crate::hooks::denied;
 use crate::instance_state::InstanceState;
 use crate::random;
@@ -81,7 +83,9 @@ pub enum NoConsole {
         state: InstanceState,
     },
     /// It has no screen.
-    #[error("instance {0} has no screen: system VMs that are processes of the management server's machine have none")]
+    #[error(
+        "instance {0} has no screen now: programs of the management server's machine have none, and a VM has one while it is on"
+    )]
     NoScreen(String),
     /// All proxies are full or not there yet.
     #[error("{NOT_READY}")]
@@ -109,14 +113,16 @@ pub struct Consoles {
     agents: Agents,
     configuration: Configuration,
     proxies: Proxies,
+    /// Knows the screens of the VMs that it runs.
+    driver: Option<Arc<dyn Driver>>,
     reports: mpsc::Sender<Report>,
 }
 
 /// Whose console proxies are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proxies {
-    /// Those that this server has made, and no others.
-    Own,
+    /// Those that this server has made, and no others. They are reached at an address of this machine, each at its port.
+    Own(IpAddr),
     /// Those that connect: there is no driver, somebody else starts them.
     Connected,
 }
@@ -142,11 +148,11 @@ struct Candidate {
 
 impl Candidate {
     /// One of ours; it serves where it was told to.
-    fn own(vm: &Instance, host: &Host) -> Option<Self> {
+    fn own(vm: &Instance, host: &Host, address: IpAddr) -> Option<Self> {
         Some(Self {
             host: host.id,
             name: vm.name.clone(),
-            address: vm.public_ip?,
+            address,
             port: vm.console_port?,
             sessions: vm.active_sessions,
         })
@@ -175,13 +181,20 @@ impl Candidate {
 
 impl Consoles {
     /// The second is to be run.
-    pub fn new(store: Store, agents: Agents, configuration: Configuration, proxies: Proxies) -> (Self, Books) {
+    pub fn new(
+        store: Store,
+        agents: Agents,
+        configuration: Configuration,
+        proxies: Proxies,
+        driver: Option<Arc<dyn Driver>>,
+    ) -> (Self, Books) {
         let (reports, received) = mpsc::channel(MAX_REPORTS);
         let consoles = Self {
             store,
             agents,
             configuration,
             proxies,
+            driver,
             reports,
         };
         let books = Books {
@@ -203,13 +216,12 @@ impl Consoles {
                 state: vm.state,
             });
         }
-        let vnc = vm
-            .vnc
-            .as_ref()
+        let vnc = self
+            .screen(vm)
             .ok_or_else(|| NoConsole::NoScreen(vm.display_name.clone()))?;
         let proxy = self.choose(vm).await?;
         let session = Uuid::new_v4();
-        let token = self.token(vm, vnc, session, creator, extra.as_deref()).await?;
+        let token = self.token(vm, &vnc, session, creator, extra.as_deref()).await?;
         let new = NewConsoleSession {
             uuid: session,
             account: creator.account,
@@ -238,6 +250,18 @@ impl Consoles {
             port,
             token,
             extra,
+        })
+    }
+
+    /// Where its screen is now.
+    fn screen(&self, vm: &Instance) -> Option<Vnc> {
+        vm.vnc.clone().or_else(|| {
+            let screen = self.driver.as_ref()?.screen(&vm.name)?;
+            Some(Vnc {
+                address: screen.address.ip().to_string(),
+                port: screen.address.port(),
+                password: screen.password,
+            })
         })
     }
 
@@ -320,9 +344,9 @@ impl Consoles {
         };
         let hosts = self.store.hosts().await?;
         let hosts = hosts.iter().filter(is_proxy);
-        if self.proxies == Proxies::Connected {
+        let Proxies::Own(address) = self.proxies else {
             return Ok(hosts.filter_map(Candidate::connected).collect());
-        }
+        };
         let instances = self.store.instances().await?;
         let own = |host: &Host| {
             let is_its = |proxy: &&Instance| {
@@ -330,7 +354,7 @@ impl Consoles {
                     && proxy.state == InstanceState::Running
                     && proxy.name == host.name
             };
-            Candidate::own(instances.iter().find(is_its)?, host)
+            Candidate::own(instances.iter().find(is_its)?, host, address)
         };
         Ok(hosts.filter_map(own).collect())
     }
@@ -391,7 +415,7 @@ impl Consoles {
         if vm.id != session.instance {
             return Err(Denied::Because("its session is another instance's"));
         }
-        let vnc = vm.vnc.ok_or(Denied::Because("its instance has no screen"))?;
+        let vnc = self.screen(&vm).ok_or(Denied::Because("its instance has no screen"))?;
         // The ticket, which nobody else can make, covers it: comparing in constant time would hide nothing.
         if vnc.password != sid {
             return Err(Denied::Because("its password is not the screen's any more"));
@@ -405,7 +429,7 @@ impl Consoles {
         question: &ConsoleAccessAuthenticationCommand,
     ) -> Result<ConsoleAccessAuthenticationAnswer, Denied> {
         let vm = self.instance_of(question).await?;
-        let vnc = vm.vnc.ok_or(Denied::Because("its instance has no screen"))?;
+        let vnc = self.screen(&vm).ok_or(Denied::Because("its instance has no screen"))?;
         Ok(ConsoleAccessAuthenticationAnswer {
             success: true,
             is_reauthenticating: true,

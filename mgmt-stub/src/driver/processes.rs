@@ -4,8 +4,8 @@
 //! that be missing (a server that was killed between two lines), it is found by its command line.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -18,12 +18,11 @@ use std::time::Duration;
 use platform::exec::{Cmd, Detached, Process};
 use platform::files;
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Doing, Driver, DriverError, Power, Purpose, VmSpec};
+use super::last_words::last_line;
+use super::{Doing, Driver, DriverError, Power, Purpose, Usage, VmSpec, check_name};
 
 /// From SIGTERM to SIGKILL: a console proxy says goodbye to its browsers, an SSVM writes its journal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -31,10 +30,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
 /// A log that is longer at a start becomes `log.old`.
 const MAX_LOG: u64 = 16 << 20;
-/// Bytes of the log that are searched for its last line.
-const LOG_TAIL: u64 = 4096;
-/// Characters of that line that are shown.
-const MAX_WORDS: usize = 300;
 /// A directory of VMs has few of them; the file is one short line.
 const MAX_PROCESS_FILE: u64 = 4096;
 
@@ -297,12 +292,8 @@ impl Processes {
     }
 
     fn path(&self, name: &str, file: &str) -> Result<PathBuf, DriverError> {
-        let is_good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if is_good && name.len() <= 255 {
-            Ok(self.inner.directory.join(name).join(file))
-        } else {
-            Err(DriverError::Name(name.to_owned()))
-        }
+        check_name(name)?;
+        Ok(self.inner.directory.join(name).join(file))
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -340,6 +331,30 @@ impl Driver for Processes {
         last_line(&log).ok()?
     }
 
+    fn names(&self) -> Vec<String> {
+        self.known().keys().cloned().collect()
+    }
+
+    fn parallel_starts(&self) -> usize {
+        8
+    }
+
+    /// Of the network a program uses this machine's: nobody counts its part.
+    fn usage(&self, name: &str) -> Option<Usage> {
+        let Some(Known::On(process)) = self.known().get(name).cloned() else {
+            return None;
+        };
+        let used = hypervisor::vm::Usage::of(process.pid(), std::iter::empty()).ok();
+        // Its number may be another program's by now.
+        let used = used.filter(|_| process.is_alive())?;
+        Some(Usage {
+            cpu: used.cpu,
+            memory: used.memory,
+            received: used.received,
+            sent: used.sent,
+        })
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
@@ -367,43 +382,6 @@ fn find_by_argument(argument: &Path) -> Option<Process> {
     process.filter(Process::is_alive)
 }
 
-/// The last line of a log that says something, without colours and control characters.
-fn last_line(path: &Path) -> io::Result<Option<String>> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-    let mut tail = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut tail)?;
-    let text = String::from_utf8_lossy(&tail);
-    let words = |line| without_time(&without_control(line)).to_owned();
-    let line = text.lines().rev().map(words).find(|line| !line.is_empty());
-    Ok(line.map(|line| line.chars().take(MAX_WORDS).collect()))
-}
-
-/// Log lines begin with their time; who reads why something ended reads the end of the log.
-fn without_time(line: &str) -> &str {
-    match line.split_once(' ') {
-        Some((time, rest)) if OffsetDateTime::parse(time, &Rfc3339).is_ok() => rest.trim_start(),
-        _ => line,
-    }
-}
-
-/// ECMA-48 §5.4: control sequences start with ESC `[` and end with a byte from `@` on.
-fn without_control(line: &str) -> String {
-    let mut plain = String::new();
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        if character == '\u{1b}' {
-            if characters.next() == Some('[') {
-                characters.by_ref().find(|c| ('@'..='~').contains(c));
-            }
-        } else if !character.is_control() {
-            plain.push(character);
-        }
-    }
-    plain.trim().to_owned()
-}
-
 fn make_directory(path: &Path) -> Result<(), DriverError> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
     created.map_err(failed("create", path))
@@ -421,22 +399,6 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Dri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_last_line_is_plain_text() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        let log = "first\n2026-11-21T14:50:58.123456Z \u{1b}[31mERROR\u{1b}[0m cannot listen on 10.1.1.5:8080\n\n  \n";
-        let _ = files::replace(&path, log, 0o600).unwrap();
-        assert_eq!(
-            last_line(&path).unwrap().unwrap(),
-            "ERROR cannot listen on 10.1.1.5:8080"
-        );
-        let _ = files::replace(&path, "x".repeat(100_000), 0o600).unwrap();
-        assert_eq!(last_line(&path).unwrap().unwrap().len(), MAX_WORDS);
-        let _ = files::replace(&path, "", 0o600).unwrap();
-        assert_eq!(last_line(&path).unwrap(), None);
-    }
 
     #[tokio::test]
     async fn names_do_not_leave_the_directory() {

@@ -1,4 +1,5 @@
-//! System VM agents that are, or were, connected: a connected SSVM or CPVM agent is a host (management.md §1).
+//! Hosts: agents of system VMs that are, or were, connected (a connected SSVM or CPVM agent is a host, management.md §1), and
+//! the hypervisor that a driver makes of this machine.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,15 +15,17 @@ use super::row::{Parsed, Seconds, now};
 use super::{Store, StoreError};
 use crate::host_status::{HostEvent, HostStatus};
 
-/// CloudStack's host types, of those that connect to us.
+/// CloudStack's host types, of those that we have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HostType {
+    /// A hypervisor. It does not connect: it is this machine.
+    Routing,
     SecondaryStorageVm,
     ConsoleProxy,
 }
 
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is not a type of host; there are SecondaryStorageVM and ConsoleProxy")]
+#[error("{0:?} is not a type of host; there are Routing, SecondaryStorageVM and ConsoleProxy")]
 pub struct BadHostType(String);
 
 /// An agent's address in one network, as it told us; nothing here was checked.
@@ -176,6 +179,16 @@ impl Store {
         .await
     }
 
+    /// The newest one of this name that is not removed.
+    pub async fn host_named(&self, name: &str) -> Result<Option<Host>, StoreError> {
+        let name = name.to_owned();
+        self.read(move |transaction| {
+            let sql = "SELECT * FROM host WHERE name = ? AND removed IS NULL ORDER BY id DESC LIMIT 1";
+            Ok(transaction.prepare_cached(sql)?.query_row([name], host).optional()?)
+        })
+        .await
+    }
+
     /// Also if it is removed.
     pub async fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
         self.read(move |transaction| {
@@ -315,6 +328,7 @@ impl HostType {
     /// CloudStack's spelling.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Routing => "Routing",
             Self::SecondaryStorageVm => "SecondaryStorageVM",
             Self::ConsoleProxy => "ConsoleProxy",
         }
@@ -331,7 +345,7 @@ impl FromStr for HostType {
     type Err = BadHostType;
 
     fn from_str(text: &str) -> Result<Self, BadHostType> {
-        let known = [Self::SecondaryStorageVm, Self::ConsoleProxy];
+        let known = [Self::Routing, Self::SecondaryStorageVm, Self::ConsoleProxy];
         let found = known.into_iter().find(|kind| kind.as_str() == text);
         found.ok_or_else(|| BadHostType(text.to_owned()))
     }

@@ -58,4 +58,6 @@ ids! {
     EventId
     AlertId
     JobId
+    StoragePoolId
+    VolumeId
 }

@@ -3,9 +3,11 @@
 
 mod answers;
 mod discovery;
+mod fake_driver;
 mod jobs;
 mod live;
 mod session;
 mod signature;
 mod support;
 mod transport;
+mod user_vms;

@@ -14,9 +14,12 @@ use mgmt_stub::agents::Agents;
 use mgmt_stub::api::Api;
 use mgmt_stub::client::{Client, ClientError};
 use mgmt_stub::configuration::Configuration;
+use mgmt_stub::driver::Driver;
 use mgmt_stub::management::Management;
 use mgmt_stub::password;
 use mgmt_stub::store::Store;
+use mgmt_stub::store::id::ZoneId;
+use mgmt_stub::user_vms::UserVms;
 use mgmt_stub::web::WebServer;
 use mgmt_stub::zone::Zone;
 use protocol::secret::Secret;
@@ -33,6 +36,8 @@ pub(crate) struct Server {
     pub(crate) client: Client,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    running: Option<JoinHandle<()>>,
+    driver: Option<Arc<dyn Driver>>,
     directory: TempDir,
 }
 
@@ -66,21 +71,37 @@ impl Seen {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap()).await
+        Self::start_in(tempfile::tempdir().unwrap(), None).await
     }
 
-    async fn start_in(directory: TempDir) -> Self {
+    /// With a hypervisor for VMs of users.
+    pub(crate) async fn start_with(driver: Arc<dyn Driver>) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), Some(driver)).await
+    }
+
+    async fn start_in(directory: TempDir, driver: Option<Arc<dyn Driver>>) -> Self {
         let store = Store::open(directory.path()).unwrap();
         let agents = Agents::new(store.clone());
         let configuration = Configuration::load(store.clone()).await.unwrap();
-        let (zone, _books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), None);
+        let stop = CancellationToken::new();
+        let user_vms = match &driver {
+            None => None,
+            Some(driver) => {
+                let pool = directory.path().join("primary");
+                let (store, configuration, driver) = (store.clone(), configuration.clone(), Arc::clone(driver));
+                let opened = UserVms::open(store, configuration, driver, ZoneId(1), pool).await;
+                Some(opened.unwrap())
+            }
+        };
+        let has_driver = driver.is_some();
+        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), None, user_vms);
+        let running = has_driver.then(|| tokio::spawn(zone.clone().run(books, store.clone(), stop.clone())));
         let management = Management::new(store, agents, configuration, zone).await.unwrap();
         let management = Arc::new(management);
         let web = WebServer::bind((Ipv4Addr::LOCALHOST, 0).into(), directory.path())
             .await
             .unwrap();
         let address = web.local_addr().unwrap();
-        let stop = CancellationToken::new();
         let task = tokio::spawn(web.serve(Api::new(Arc::clone(&management)), stop.clone()));
         Self {
             management,
@@ -88,6 +109,8 @@ impl Server {
             client: Client::new(directory.path()),
             stop,
             task,
+            running,
+            driver,
             directory,
         }
     }
@@ -96,12 +119,18 @@ impl Server {
     pub(crate) async fn restart(self) -> Self {
         self.stop.cancel();
         self.task.await.unwrap();
+        if let Some(running) = self.running {
+            running.await.unwrap();
+        }
         self.management.jobs.stop().await;
         let Self {
-            directory, management, ..
+            directory,
+            management,
+            driver,
+            ..
         } = self;
         drop(management);
-        Self::start_in(directory).await
+        Self::start_in(directory, driver).await
     }
 
     pub(crate) async fn request(&self, method: Method, query: &str, cookies: &str, form: Option<&str>) -> Seen {

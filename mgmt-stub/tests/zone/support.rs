@@ -141,17 +141,19 @@ impl TestZone {
             servers: vec!["127.0.0.1".into()],
             port,
             console: "127.0.0.1:6080".parse().unwrap(),
+            authorized_key: None,
+            networks: None,
         };
         let agents = server.agents();
         let shared = Arc::new(driver.clone());
         let system_vms = SystemVms::new(store.clone(), agents.clone(), configuration.clone(), ca, shared, place);
         let system_vms = has_driver.then_some(system_vms);
-        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms);
+        let (zone, books) = Zone::new(store.clone(), agents.clone(), configuration.clone(), system_vms, None);
         hooks.set(zone.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let tasks = vec![
-            tokio::spawn(zone.clone().run(books, stop.clone())),
+            tokio::spawn(zone.clone().run(books, store.clone(), stop.clone())),
             tokio::spawn(server.serve(async move { stopped.cancelled().await })),
         ];
         Self {

@@ -8,17 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
+use hypervisor::guest_agent::{GuestAgent, Ran};
+use hypervisor::qmp::Event;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use platform::exec::{Cmd, Running};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::evidence::{self, Evidence, Label};
-use super::guest_agent::{GuestAgent, Ran};
 use super::hardware::{LEASH, Machine, Nic, Places};
 use super::{BOOT_LIMIT, Vm};
 use crate::qmp::Monitor;
@@ -27,6 +28,8 @@ use crate::qmp::Monitor;
 const RUN_LIMIT: Duration = Duration::from_mins(1);
 /// For QEMU to open its sockets.
 const SOCKET_LIMIT: Duration = Duration::from_secs(30);
+/// For a QEMU that has closed its monitor to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// For the guest to let go of a NIC.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 /// For a killed QEMU to be gone, and reaped by whoever does that here.
@@ -66,10 +69,18 @@ impl Booted {
         };
         let log = directory.path().join(evidence::QEMU_LOG);
         let mut running = qemu.spawn(&log)?;
-        let monitor = tokio::select! {
-            monitor = connected(&places) => monitor,
-            ended = running.wait() => Err(anyhow::anyhow!("QEMU ended at once ({})", ended?)),
+        let socket = places.monitor();
+        let ended_at_once = |status| anyhow::anyhow!("QEMU ended at once ({status})");
+        let mut monitor = tokio::select! {
+            monitor = Monitor::connect(&socket) => monitor,
+            ended = running.wait() => Err(ended_at_once(ended?)),
         };
+        // It may open its monitor before it finds something that it does not like.
+        if monitor.is_err()
+            && let Ok(ended) = timeout(LAST_WORDS, running.wait()).await
+        {
+            monitor = Err(ended_at_once(ended?));
+        }
         let monitor = monitor.with_context(|| {
             let printed = fs::read_to_string(&log).unwrap_or_default();
             format!("starting `{qemu}`: {}", printed.trim())
@@ -172,7 +183,8 @@ impl Booted {
     /// # Errors
     /// As [`Booted::run`].
     pub async fn run_within(&self, limit: Duration, words: &[&str]) -> anyhow::Result<Ran> {
-        self.with_agent(async |agent| agent.exec(words, b"", limit).await).await
+        self.with_agent(async |agent| Ok(agent.exec(words, b"", limit).await?))
+            .await
     }
 
     /// What a program prints that must succeed.
@@ -181,7 +193,7 @@ impl Booted {
     /// Its exit code is not 0, or as [`Booted::run`].
     pub async fn text(&self, words: &[&str]) -> anyhow::Result<String> {
         let ran = self.run(words).await?;
-        self.judge(ran.success(words)).await
+        self.judge(ran.success(words).map_err(Into::into)).await
     }
 
     /// A file of the guest as text, also one of `/proc` or `/sys`.
@@ -189,7 +201,7 @@ impl Booted {
     /// # Errors
     /// It cannot be read, or is no text.
     pub async fn read(&self, path: &str) -> anyhow::Result<String> {
-        let contents = self.with_agent(async |agent| agent.read(path).await).await?;
+        let contents = self.with_agent(async |agent| Ok(agent.read(path).await?)).await?;
         String::from_utf8(contents).with_context(|| format!("reading {path} of the guest"))
     }
 
@@ -198,7 +210,8 @@ impl Booted {
     /// # Errors
     /// The guest cannot.
     pub async fn write(&self, path: &str, contents: &[u8]) -> anyhow::Result<()> {
-        self.with_agent(async |agent| agent.write(path, contents).await).await
+        self.with_agent(async |agent| Ok(agent.write(path, contents).await?))
+            .await
     }
 
     /// Gives the guest its boot arguments, as a KVM host does.
@@ -206,7 +219,7 @@ impl Booted {
     /// # Errors
     /// The guest does not take them.
     pub async fn pass_cmdline(&self, line: &str) -> anyhow::Result<()> {
-        self.with_agent(async |agent| agent.pass_cmdline(line, RUN_LIMIT).await)
+        self.with_agent(async |agent| Ok(agent.pass_cmdline(line, RUN_LIMIT).await?))
             .await
     }
 
@@ -268,7 +281,7 @@ impl Booted {
     /// # Errors
     /// It cannot be asked.
     pub async fn shut_down(&self) -> anyhow::Result<()> {
-        self.with_agent(async |agent| agent.shutdown().await).await
+        self.with_agent(async |agent| Ok(agent.shutdown().await?)).await
     }
 
     /// Waits until QEMU has ended; how long that took.
@@ -320,8 +333,13 @@ impl Booted {
         let device = format!("{id}-device");
         self.with_monitor(async |monitor| {
             monitor.call("device_del", json!({"id": device})).await?;
-            let is_it = |data: &Value| data["device"] == device.as_str();
-            monitor.event("DEVICE_DELETED", UNPLUG_LIMIT, is_it).await?;
+            let is_it = |event: &Event| {
+                let Event::Other { name, data } = event else {
+                    return false;
+                };
+                name == "DEVICE_DELETED" && data["device"] == device.as_str()
+            };
+            monitor.event(UNPLUG_LIMIT, is_it).await?;
             monitor.call("netdev_del", json!({"id": id})).await.map(drop)
         })
         .await
@@ -332,9 +350,14 @@ impl Booted {
     /// # Errors
     /// The VM has none of that name.
     pub async fn port(&self, name: &str) -> anyhow::Result<UnixStream> {
+        Ok(UnixStream::connect(self.socket(name)?).await?)
+    }
+
+    /// The socket of a virtio-serial port.
+    pub(super) fn socket(&self, name: &str) -> anyhow::Result<PathBuf> {
         let number = self.vm.hardware.ports.iter().position(|port| port == name);
         let number = number.with_context(|| format!("the VM has no port {name}; give it one with Vm::port"))?;
-        Ok(UnixStream::connect(self.places.port(number)).await?)
+        Ok(self.places.port(number))
     }
 
     /// What the guest has written to its serial console, without terminal escapes.
@@ -402,22 +425,10 @@ impl Booted {
 impl Drop for Booted {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.has_evidence.swap(true, Ordering::Relaxed) {
+            let monitor = self.monitor.get_mut().take();
             // QEMU serves one client at a time, and our runtime stands still.
-            drop(self.monitor.get_mut().take());
             let has_agent = self.agent.get_mut().take().is_some();
-            evidence::collect_outside(&self.label, &self.places, has_agent);
-        }
-    }
-}
-
-/// The monitor, as soon as QEMU has opened it.
-async fn connected(places: &Places) -> anyhow::Result<Monitor> {
-    let started = Instant::now();
-    loop {
-        match Monitor::connect(&places.monitor()).await {
-            Ok(monitor) => return Ok(monitor),
-            Err(error) if started.elapsed() > SOCKET_LIMIT => return Err(error),
-            Err(_) => sleep(LOOK).await,
+            evidence::collect_outside(&self.label, &self.places, monitor, has_agent);
         }
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use hypervisor::guest_agent::GuestAgent;
 use platform::files;
+use platform::logging::chain;
 use tokio::time::timeout;
 
-use super::guest_agent::GuestAgent;
 use super::hardware::Places;
 use crate::programs::target_dir;
 use crate::qmp::Monitor;
@@ -87,7 +88,7 @@ impl Evidence {
             let answer = timeout(ASK_LIMIT, agent.exec(words, b"", ASK_LIMIT)).await;
             match answer {
                 Ok(Ok(ran)) => self.add(name, &format!("{}{}", ran.stdout, ran.stderr)),
-                Ok(Err(error)) => return self.add("no-journal.txt", &format!("{error:#}")),
+                Ok(Err(error)) => return self.add("no-journal.txt", &chain(&error).to_string()),
                 Err(_) => return self.add("no-journal.txt", "the guest does not answer"),
             }
         }
@@ -117,15 +118,15 @@ impl Evidence {
     }
 }
 
-/// Collects while the thread panics: on another one, with connections of its own.
-/// The guest is only asked when it has answered before.
-pub(super) fn collect_outside(label: &Label, places: &Places, has_agent: bool) {
+/// Collects while the thread panics: on another one, with a connection of its own to the guest, which is only asked when it
+/// has answered before.
+pub(super) fn collect_outside(label: &Label, places: &Places, monitor: Option<Monitor>, has_agent: bool) {
     thread::scope(|scope| {
-        let collector = scope.spawn(|| {
+        let collector = scope.spawn(move || {
             let mut evidence = Evidence::new(label, &places.directory);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
-                runtime.block_on(ask_all(&mut evidence, places, has_agent));
+                runtime.block_on(ask_all(&mut evidence, places, monitor, has_agent));
             }
             evidence
         });
@@ -135,8 +136,8 @@ pub(super) fn collect_outside(label: &Label, places: &Places, has_agent: bool) {
     });
 }
 
-async fn ask_all(evidence: &mut Evidence, places: &Places, has_agent: bool) {
-    if let Ok(Ok(mut monitor)) = timeout(ASK_LIMIT, Monitor::connect(&places.monitor())).await {
+async fn ask_all(evidence: &mut Evidence, places: &Places, monitor: Option<Monitor>, has_agent: bool) {
+    if let Some(mut monitor) = monitor {
         evidence.ask_monitor(&mut monitor).await;
     }
     if !has_agent {
@@ -145,7 +146,7 @@ async fn ask_all(evidence: &mut Evidence, places: &Places, has_agent: bool) {
     if let Ok(mut agent) = GuestAgent::connect(&places.guest_agent(), ASK_LIMIT).await {
         match agent.up(ASK_LIMIT).await {
             Ok(()) => evidence.ask_agent(&mut agent).await,
-            Err(error) => evidence.add("no-journal.txt", &format!("{error:#}")),
+            Err(error) => evidence.add("no-journal.txt", &chain(&error).to_string()),
         }
     }
 }

@@ -10,6 +10,8 @@ use super::state::{Running, State};
 
 /// For a process to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
+/// For virtual machines to shut down, without KVM.
+const VMS_LIMIT: Duration = Duration::from_mins(5);
 
 /// Ends all processes of a zone. Carries on when one does not end, and tells at the end.
 pub(super) async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
@@ -43,5 +45,5 @@ pub(super) async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
 pub(super) async fn stop_system_vms(state: &State) -> Result<(), ExecError> {
     let program = Cmd::new(state.programs.join("mgmt-stub"));
     let stop = program.arg("--data-dir").arg(&state.data_dir).arg("stop-system-vms");
-    stop.run().await.map(drop)
+    stop.time_limit(VMS_LIMIT).run().await.map(drop)
 }

@@ -1,7 +1,7 @@
 //! A small web server with one file, the demo template, at a pace that lets one watch its progress.
 
 use std::io::SeekFrom;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,14 +45,11 @@ struct Shared {
 }
 
 impl Source {
-    /// Serves one file on a free port of loopback, at so many bytes per second.
-    pub(crate) async fn start(path: &Path, pace: u32) -> anyhow::Result<Self> {
+    /// Serves one file, at so many bytes per second.
+    pub(crate) async fn start(listener: TcpListener, path: &Path, pace: u32) -> anyhow::Result<Self> {
         let (size, sha256) = digest(path)
             .await
             .with_context(|| format!("reading {}", path.display()))?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .context("finding a free port")?;
         let address = listener.local_addr()?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let stop = CancellationToken::new();
@@ -250,7 +247,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("demo.qcow2");
         let _ = files::replace(&path, "0123456789", 0o644).unwrap();
-        let source = Source::start(&path, u32::MAX).await.unwrap();
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let source = Source::start(listener, &path, u32::MAX).await.unwrap();
         let mut stream = TcpStream::connect(source.address).await.unwrap();
         let request = "GET /demo.qcow2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nRange: bytes=4-\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();

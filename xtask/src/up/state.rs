@@ -28,8 +28,10 @@ pub(crate) struct State {
     pub(crate) store: PathBuf,
     /// Where consoles are served.
     pub(crate) console: String,
-    /// Where the agents of the system VMs connect.
+    /// Where the agents of system VMs that are programs connect.
     pub(crate) agents: String,
+    /// System VMs are programs, not virtual machines.
+    pub(crate) processes: bool,
     pub(crate) server: Option<Running>,
     pub(crate) guest: Option<Guest>,
 }
@@ -125,6 +127,7 @@ mod tests {
             store: "store".into(),
             console: "127.0.0.1:6080".into(),
             agents: "127.0.0.1:8250".into(),
+            processes: true,
             server: Some(process.clone()),
             guest: Some(Guest {
                 process,

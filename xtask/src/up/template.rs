@@ -1,9 +1,13 @@
 //! The demo template: registered by URL, as an operator does, and watched until it is there.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use hypervisor::network::namespace::{Name, Namespace};
+use ipnet::Ipv4Net;
 use serde_json::Value;
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use super::api::{Api, text};
@@ -13,6 +17,8 @@ use super::{LOOK, Zone, zone_id};
 use crate::guest;
 
 const NAME: &str = "demo";
+/// The one port of the host that VMs reach on the public network, for this: `mgmt_stub::zone_network::SOURCE_PORT`.
+const SOURCE_PORT: u16 = 8089;
 /// For it to come, without any progress.
 const LIMIT: Duration = Duration::from_mins(3);
 /// Bytes per second at which it is served: it takes long enough to be watched.
@@ -30,7 +36,7 @@ pub(super) async fn ready(zone: &Zone, demo: &guest::Guest) -> anyhow::Result<()
         }
         api.call("deleteTemplate", &[("id", text(old, "id"))]).await?;
     }
-    let source = Source::start(&demo.disk, PACE).await?;
+    let source = Source::start(listener(zone).await?, &demo.disk, PACE).await?;
     let (url, zone_id) = (source.url(), zone_id(&api).await?);
     let checksum = format!("{{SHA-256}}{}", source.sha256);
     let parameters = [
@@ -69,8 +75,39 @@ pub(super) async fn ready(zone: &Zone, demo: &guest::Guest) -> anyhow::Result<()
     }
 }
 
+/// Where it is served: on a free port of loopback, or inside of the zone's network.
+async fn listener(zone: &Zone) -> anyhow::Result<TcpListener> {
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    if zone.state.processes {
+        return TcpListener::bind(loopback).await.context("finding a free port");
+    }
+    // As the server does: the name of its network comes from it.
+    let name = Name::of_directory(&zone.state.data_dir.canonicalize()?);
+    let namespace = Namespace::open(&name)?;
+    let namespace = namespace.with_context(|| format!("the zone has no network namespace {name}"))?;
+    let address = source_address(zone.arguments.zone_cidr);
+    Ok(namespace.listen(address)?)
+}
+
+/// Where a zone with virtual machines lets SSVMs take templates from: the host's address on the public network.
+pub(super) fn source_address(zone: Ipv4Net) -> SocketAddr {
+    let host = u32::from(zone.network()) | 0x0201;
+    SocketAddr::from((Ipv4Addr::from(host), SOURCE_PORT))
+}
+
 /// All templates of the zone.
 pub(super) async fn list(api: &Api) -> anyhow::Result<Vec<Value>> {
     api.list("listTemplates", "template", &[("templatefilter", "all")])
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_come_from_the_hosts_address_on_the_public_network() {
+        let address = source_address("172.31.9.9/16".parse().unwrap());
+        assert_eq!(address, "172.31.2.1:8089".parse().unwrap());
+    }
 }

@@ -78,7 +78,7 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 /// Types that commands record which are no jobs; those of jobs are in the table.
-const SYNC_TYPES: [&str; 9] = [
+const SYNC_TYPES: [&str; 10] = [
     "USER.LOGIN",
     "USER.LOGOUT",
     "USER.UPDATE",
@@ -87,6 +87,7 @@ const SYNC_TYPES: [&str; 9] = [
     "ISO.CREATE",
     "SSVM.CREATE",
     "PROXY.CREATE",
+    "VM.RECOVER",
     "ALERT.GENERATE",
 ];
 

@@ -1,4 +1,4 @@
-//! Hosts: the agents of system VMs. Hypervisors come with their driver.
+//! Hosts: the agents of system VMs, and this machine where its driver makes it a hypervisor.
 
 use serde_json::{Value, json};
 
@@ -7,12 +7,12 @@ use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::date;
 use crate::api::error::ApiError;
 use crate::api::list;
-use crate::store::host::Host;
+use crate::store::host::{Host, HostType};
 use crate::store::zone::{Pod, Zone};
 
 pub(super) const COMMANDS: &[Command] = &[Command::list(
     "listHosts",
-    "Lists the hosts: agents of system VMs that are, or were, connected.",
+    "Lists the hosts: agents of system VMs that are, or were, connected, and the hypervisor, if this machine is one.",
     |call| Box::pin(list_hosts(call)),
 )
 .takes(&[
@@ -21,7 +21,7 @@ pub(super) const COMMANDS: &[Command] = &[Command::list(
     optional("zoneid", Id, "its zone"),
     optional("podid", Id, "its pod"),
     optional("clusterid", Id, "its cluster; system VMs have none"),
-    optional("type", Text, "SecondaryStorageVM or ConsoleProxy"),
+    optional("type", Text, "Routing, SecondaryStorageVM or ConsoleProxy"),
     optional("state", Text, "such as Up"),
     optional("resourcestate", Text, "Enabled"),
     optional("hypervisor", Text, "its hypervisor; agents of system VMs have none"),
@@ -31,10 +31,11 @@ pub(super) const COMMANDS: &[Command] = &[Command::list(
 .answers(&[
     Field("id", Text, "the host"),
     Field("name", Text, "its name, that of the system VM"),
-    Field("type", Text, "SecondaryStorageVM or ConsoleProxy"),
+    Field("type", Text, "Routing, SecondaryStorageVM or ConsoleProxy"),
     Field("state", Text, "of the agent, such as Up"),
     Field("statereason", Text, "why it is so, for people; our own field"),
     Field("resourcestate", Text, "Enabled"),
+    Field("hypervisor", Text, "of one of type Routing: KVM"),
     Field("ipaddress", Text, "private address"),
     Field("publicip", Text, "public address; our own field"),
     Field("zoneid", Text, "id of the zone"),
@@ -63,7 +64,7 @@ async fn list_hosts(call: Call) -> Result<Outcome, ApiError> {
             && list::matches(call.text("type"), host.host_type.as_str())
             && list::matches(call.text("state"), host.status.as_str())
             && list::matches(call.text("resourcestate"), "Enabled")
-            && list::matches(call.text("hypervisor"), "")
+            && list::matches(call.text("hypervisor"), hypervisor(&host).unwrap_or_default())
             && list::matches(call.text("version"), &host.version)
             && list::matches(call.text("arch"), &host.arch);
         if is_wanted {
@@ -81,6 +82,7 @@ fn describe(call: &Call, host: &Host, zone: Option<&Zone>, pod: Option<&Pod>) ->
         "state": host.status.as_str(),
         "statereason": host.status_reason,
         "resourcestate": "Enabled",
+        "hypervisor": hypervisor(host),
         "ipaddress": host.private.ip,
         "publicip": host.public.ip,
         "zoneid": zone.map(|zone| zone.uuid),
@@ -93,6 +95,10 @@ fn describe(call: &Call, host: &Host, zone: Option<&Zone>, pod: Option<&Pod>) ->
         "lastpinged": host.last_ping.map(date::format),
         "disconnected": host.disconnected.map(date::format),
         "managementserverid": host.status.takes_commands().then_some(call.management.id),
-        "islocalstorageactive": false,
+        "islocalstorageactive": host.host_type == HostType::Routing,
     })
+}
+
+fn hypervisor(host: &Host) -> Option<&'static str> {
+    (host.host_type == HostType::Routing).then_some("KVM")
 }

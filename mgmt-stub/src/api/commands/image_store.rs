@@ -3,53 +3,38 @@
 use serde_json::{Value, json};
 
 use crate::api::command::Kind::{Flag, Id, Number, Text};
-use crate::api::command::{Call, Command, Field, Outcome, optional, ready};
+use crate::api::command::{Call, Command, Field, Outcome, optional};
 use crate::api::error::ApiError;
 use crate::api::list;
 use crate::store::image_store::ImageStore;
 use crate::store::zone::Zone;
 
-pub(super) const COMMANDS: &[Command] = &[
-    Command::list(
-        "listImageStores",
-        "Lists the image stores, where templates are.",
-        |call| Box::pin(list_image_stores(call)),
-    )
-    .takes(&[
-        optional("id", Id, "one image store"),
-        optional("name", Text, "its name"),
-        optional("zoneid", Id, "its zone"),
-        optional("protocol", Text, "such as nfs"),
-        optional("provider", Text, "such as NFS"),
-        optional("readonly", Flag, "whether nothing can be written"),
-    ])
-    .answers(&[
-        Field("id", Text, "the image store"),
-        Field("name", Text, "its name"),
-        Field("zoneid", Text, "id of the zone"),
-        Field("zonename", Text, "name of the zone"),
-        Field("url", Text, "where it is"),
-        Field("protocol", Text, "such as nfs"),
-        Field("providername", Text, "such as NFS"),
-        Field("scope", Text, "ZONE"),
-        Field("readonly", Flag, "whether nothing can be written"),
-        Field("disksizetotal", Number, "bytes, as a storage VM said last"),
-        Field("disksizeused", Number, "bytes, as a storage VM said last"),
-    ]),
-    Command::list(
-        "listStoragePools",
-        "Lists the storage pools; there are none without a hypervisor.",
-        |call| ready(list_storage_pools(&call)),
-    )
-    .takes(&[
-        optional("id", Id, "one storage pool"),
-        optional("name", Text, "its name"),
-        optional("zoneid", Id, "its zone"),
-        optional("podid", Id, "its pod"),
-        optional("clusterid", Id, "its cluster"),
-    ])
-    .answers(&[Field("id", Text, "the storage pool"), Field("name", Text, "its name")]),
-];
+pub(super) const COMMANDS: &[Command] = &[Command::list(
+    "listImageStores",
+    "Lists the image stores, where templates are.",
+    |call| Box::pin(list_image_stores(call)),
+)
+.takes(&[
+    optional("id", Id, "one image store"),
+    optional("name", Text, "its name"),
+    optional("zoneid", Id, "its zone"),
+    optional("protocol", Text, "such as nfs"),
+    optional("provider", Text, "such as NFS"),
+    optional("readonly", Flag, "whether nothing can be written"),
+])
+.answers(&[
+    Field("id", Text, "the image store"),
+    Field("name", Text, "its name"),
+    Field("zoneid", Text, "id of the zone"),
+    Field("zonename", Text, "name of the zone"),
+    Field("url", Text, "where it is"),
+    Field("protocol", Text, "such as nfs"),
+    Field("providername", Text, "such as NFS"),
+    Field("scope", Text, "ZONE"),
+    Field("readonly", Flag, "whether nothing can be written"),
+    Field("disksizetotal", Number, "bytes, as a storage VM said last"),
+    Field("disksizeused", Number, "bytes, as a storage VM said last"),
+])];
 
 async fn list_image_stores(call: Call) -> Result<Outcome, ApiError> {
     let mut rows = Vec::new();
@@ -86,8 +71,4 @@ fn describe(store: &ImageStore, zone: &Zone) -> Value {
         "disksizetotal": store.total_bytes,
         "disksizeused": store.used_bytes,
     })
-}
-
-fn list_storage_pools(call: &Call) -> Result<Outcome, ApiError> {
-    list::answer(call, "storagepool", Vec::new())
 }

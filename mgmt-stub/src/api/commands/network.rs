@@ -49,12 +49,6 @@ pub(super) const COMMANDS: &[Command] = &[
     )
     .takes(ONE_OF_A_ZONE)
     .answers(ID_AND_NAME),
-    Command::list("listVolumes", "Lists the volumes; there are none yet.", |call| {
-        ready(none(&call, "volume"))
-    })
-    .open_to(Who::User)
-    .takes(ONE_OF_A_ZONE)
-    .answers(ID_AND_NAME),
     Command::list("listSnapshots", "Lists the snapshots; there are none yet.", |call| {
         ready(none(&call, "snapshot"))
     })

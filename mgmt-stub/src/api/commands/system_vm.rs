@@ -1,17 +1,23 @@
 //! System VMs.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
-use crate::api::command::Kind::{Date, Flag, Id, Number, Text};
+use super::virtual_machine::add_usage;
+use crate::api::command::Kind::{Date, Flag, Id, List, Number, Object, Text};
 use crate::api::command::{Call, Command, Field, Job, Outcome, Parameter, optional, required};
 use crate::api::error::{ApiError, Code};
 use crate::api::{date, list};
+use crate::configuration::{CONSOLEPROXY_RAM_SIZE, SECSTORAGE_VM_RAM_SIZE};
+use crate::driver::{Outcome as Progress, Step, Traffic};
 use crate::instance_state::InstanceState;
 use crate::store::StoreError;
 use crate::store::host::Host;
 use crate::store::instance::{Instance, InstanceType};
+use crate::store::nic::Nic;
 use crate::store::zone::{Pod, Zone};
-use crate::system_vms::{SystemVmError, SystemVms, host_of};
+use crate::system_vms::{Diagnosis, SystemVmError, SystemVms, host_of};
 
 const FIELDS: &[Field] = &[
     Field("id", Text, "the system VM"),
@@ -24,6 +30,14 @@ const FIELDS: &[Field] = &[
         Text,
         "why it is not of use now, for people; absent when it is; our own field",
     ),
+    Field("reasonsince", Date, "since when that is so; our own field"),
+    Field("whattodo", Text, "what a person can do about it; our own field"),
+    Field(
+        "bootprogress",
+        Object,
+        "steps of its start, in order: name, outcome (running, waiting, done or failed), at (milliseconds since 1970), detail; our own field",
+    ),
+    Field("bootproblem", Text, "what the VM says stands in its way; our own field"),
     Field("since", Date, "since when it is in its state; our own field"),
     Field("zoneid", Text, "id of the zone"),
     Field("zonename", Text, "name of the zone"),
@@ -36,6 +50,14 @@ const FIELDS: &[Field] = &[
         Text,
         "who runs it; External: it is a process of the server's machine",
     ),
+    Field(
+        "linklocalip",
+        Text,
+        "address for control, by which the hypervisor's host reaches it",
+    ),
+    Field("linklocalmacaddress", Text, "hardware address for control"),
+    Field("linklocalnetmask", Text, "netmask for control"),
+    Field("gateway", Text, "its default gateway"),
     Field("privateip", Text, "address for management"),
     Field("privatemacaddress", Text, "hardware address for management"),
     Field("privatenetmask", Text, "netmask for management"),
@@ -59,6 +81,33 @@ const FIELDS: &[Field] = &[
     ),
     Field("version", Text, "of its agent"),
     Field("arch", Text, "processor"),
+    Field("cpunumber", Number, "processors; our own field"),
+    Field("memory", Number, "MiB that it was given; our own field"),
+    Field(
+        "cpuused",
+        Text,
+        "percent of one processor, in the last seconds; our own field",
+    ),
+    Field(
+        "memorykbs",
+        Number,
+        "KiB of the host's memory that it uses; our own field",
+    ),
+    Field(
+        "networkkbsread",
+        Number,
+        "KiB that came to its NICs since its start; our own field",
+    ),
+    Field(
+        "networkkbswrite",
+        Number,
+        "KiB that its NICs sent since its start; our own field",
+    ),
+    Field(
+        "hasscreen",
+        Flag,
+        "whether it has a screen to look at now; our own field",
+    ),
     Field("isdynamicallyscalable", Flag, "whether it can grow while it runs"),
 ];
 
@@ -85,6 +134,11 @@ pub(super) const COMMANDS: &[Command] = &[
         optional("podid", Id, "its pod"),
         optional("hostid", Id, "its agent's host"),
         optional("arch", Text, "processor"),
+        optional(
+            "details",
+            List,
+            "all and stats show what it uses, too, and so does none; our own parameter",
+        ),
     ])
     .answers(FIELDS),
     Command::job("startSystemVm", "Starts a system VM.", "PROXY.START", |call| {
@@ -203,6 +257,7 @@ struct Describe {
     zones: Vec<Zone>,
     pods: Vec<Pod>,
     hosts: Vec<Host>,
+    nics: Vec<Nic>,
 }
 
 impl Describe {
@@ -212,6 +267,7 @@ impl Describe {
             zones: store.zones().await?,
             pods: store.pods().await?,
             hosts: store.hosts().await?,
+            nics: store.all_nics().await?,
         })
     }
 
@@ -221,20 +277,46 @@ impl Describe {
         let pod = self.pods.iter().find(|pod| Some(pod.id) == vm.pod);
         let is_proxy = vm.kind == InstanceType::ConsoleProxy;
         let system_vms = call.management.zone.system_vms.as_ref();
-        let reason = match system_vms {
-            Some(system_vms) => system_vms.why_not_up(vm, host),
-            None if vm.state == InstanceState::Running => {
-                Some("the server runs without the driver that has started it; use --driver processes".to_owned())
-            }
-            None => Some(vm.reason.clone()),
+        let diagnosis = match system_vms {
+            Some(system_vms) => system_vms.diagnose(vm, host),
+            None => Some(without_driver(vm)),
         };
-        json!({
+        let nic = |traffic| {
+            self.nics
+                .iter()
+                .find(|nic| nic.instance == vm.id && nic.traffic == traffic)
+        };
+        let (control, management) = (nic(Traffic::Control), nic(Traffic::Management));
+        let (public, storage) = (nic(Traffic::Public), nic(Traffic::Storage));
+        let address = |nic: Option<&Nic>| {
+            nic.and_then(|nic| nic.address)
+                .map(|address| IpAddr::V4(address.addr()))
+        };
+        let netmask = |nic: Option<&Nic>| {
+            nic.and_then(|nic| nic.address)
+                .map(|address| address.netmask().to_string())
+        };
+        let mac = |nic: Option<&Nic>| nic.and_then(|nic| nic.mac.as_ref()).map(ToString::to_string);
+        let default = self.nics.iter().find(|nic| nic.instance == vm.id && nic.is_default);
+        let driver = call.management.zone.driver();
+        let progress = driver.as_ref().and_then(|driver| driver.progress(&vm.name));
+        let has_screen = driver.as_ref().is_some_and(|driver| driver.screen(&vm.name).is_some());
+        let memory = match vm.kind {
+            InstanceType::ConsoleProxy => &CONSOLEPROXY_RAM_SIZE,
+            _ => &SECSTORAGE_VM_RAM_SIZE,
+        };
+        let is_vm = vm.hypervisor != "External";
+        let mut row = json!({
             "id": vm.uuid,
             "name": vm.name,
             "systemvmtype": vm.kind.system_vm_type(),
             "state": vm.state.as_str(),
             "agentstate": host.map(|host| host.status.as_str()),
-            "reason": reason,
+            "reason": diagnosis.as_ref().map(|diagnosis| &diagnosis.reason),
+            "reasonsince": diagnosis.as_ref().map(|diagnosis| date::format(diagnosis.since)),
+            "whattodo": diagnosis.as_ref().map(|diagnosis| &diagnosis.what_to_do),
+            "bootprogress": progress.as_ref().map(|progress| steps(&progress.steps)),
+            "bootproblem": progress.as_ref().map(|progress| &progress.problem),
             "since": date::format(vm.since),
             "zoneid": zone.map(|zone| zone.uuid),
             "zonename": zone.map(|zone| &zone.name),
@@ -243,13 +325,17 @@ impl Describe {
             "hostid": host.map(|host| host.uuid),
             "hostname": host.map(|host| &host.name),
             "hypervisor": vm.hypervisor,
-            "privateip": host.and_then(|host| host.private.ip),
-            "privatemacaddress": host.and_then(|host| host.private.mac.clone()),
-            "privatenetmask": host.and_then(|host| host.private.netmask.clone()),
-            "publicip": vm.public_ip,
-            "publicmacaddress": host.and_then(|host| host.public.mac.clone()),
-            "publicnetmask": host.and_then(|host| host.public.netmask.clone()),
-            "storageip": host.and_then(|host| host.storage.ip),
+            "linklocalip": address(control),
+            "linklocalmacaddress": mac(control),
+            "linklocalnetmask": netmask(control),
+            "gateway": default.and_then(|nic| nic.gateway),
+            "privateip": address(management).or(host.and_then(|host| host.private.ip)),
+            "privatemacaddress": mac(management).or(host.and_then(|host| host.private.mac.clone())),
+            "privatenetmask": netmask(management).or(host.and_then(|host| host.private.netmask.clone())),
+            "publicip": address(public).or(vm.public_ip),
+            "publicmacaddress": mac(public).or(host.and_then(|host| host.public.mac.clone())),
+            "publicnetmask": netmask(public).or(host.and_then(|host| host.public.netmask.clone())),
+            "storageip": address(storage).or(host.and_then(|host| host.storage.ip)),
             "dns1": zone.and_then(|zone| zone.dns1.clone()),
             "dns2": zone.and_then(|zone| zone.dns2.clone()),
             "created": date::format(vm.created),
@@ -258,7 +344,43 @@ impl Describe {
             "consoleport": vm.console_port,
             "version": host.map(|host| &host.version),
             "arch": host.map(|host| &host.arch),
+            "cpunumber": is_vm.then_some(1),
+            "memory": is_vm.then(|| call.management.configuration.number(memory)),
+            "hasscreen": has_screen,
             "isdynamicallyscalable": false,
-        })
+        });
+        add_usage(call, vm, &mut row);
+        row
     }
+}
+
+/// Nobody looks after it now.
+fn without_driver(vm: &Instance) -> Diagnosis {
+    let is_on = vm.state == InstanceState::Running;
+    Diagnosis {
+        reason: if is_on {
+            "the server runs without the driver that has started it".to_owned()
+        } else {
+            vm.reason.clone()
+        },
+        what_to_do: is_on.then(|| "start the server with the option --driver that it had before".to_owned()),
+        since: vm.since,
+    }
+}
+
+fn steps(steps: &[Step]) -> Vec<Value> {
+    let row = |step: &Step| {
+        json!({
+            "name": step.name,
+            "outcome": match step.outcome {
+                Progress::Running => "running",
+                Progress::Waiting => "waiting",
+                Progress::Done => "done",
+                Progress::Failed => "failed",
+            },
+            "at": i64::try_from(step.at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX),
+            "detail": step.detail,
+        })
+    };
+    steps.iter().map(row).collect()
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use hypervisor::guest_channel::BootProgress;
 use system_tests::site::{Example, Site};
-use system_tests::vm::guest_channel::{BootProgress, GuestChannel, PORT};
+use system_tests::vm::guest_channel::{GuestChannel, PORT};
 use system_tests::vm::{BOOT_LIMIT, Ssh};
 
 use crate::board::{Lane, Report};

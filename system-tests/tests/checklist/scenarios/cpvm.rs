@@ -64,7 +64,9 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
         ];
         only_open(&site, &[VM.control(), MANAGEMENT, PUBLIC], &wanted, &maybe).await
     };
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
 
     server.kill();
     report.aside(&mut lane, tokio::time::sleep(DOWN)).await;

@@ -74,7 +74,9 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
         let maybe = ["10.1.1.1 udp/53", "10.1.1.1 udp/67", "10.1.1.1 tcp/80"];
         only_open(&site, &addresses, &wanted, &maybe).await
     };
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
     Ok(())
 }
 

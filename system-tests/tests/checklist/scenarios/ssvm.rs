@@ -122,7 +122,9 @@ pub(crate) async fn run(report: Report, mut lane: Lane) -> anyhow::Result<()> {
         let addresses = [[VM.control()].as_slice(), &ELSEWHERE].concat();
         only_open(site, &addresses, &["169.254.14.87 tcp/3922"], &service::SERVICES).await
     };
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
 
     service::certificate(&report, &vm, &mut zone).await;
 

@@ -28,7 +28,9 @@ pub(crate) async fn vpc(report: Report, mut lane: Lane) -> anyhow::Result<()> {
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     report.item(35, &vm, nics_come_and_go(&report, &site, &host, &vm)).await;
     let ports = only_open(&site, &["169.254.88.19"], &["169.254.88.19 tcp/3922"], &[]);
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
     Ok(())
 }
 
@@ -82,7 +84,9 @@ pub(crate) async fn dhcp_server(report: Report, mut lane: Lane) -> anyhow::Resul
         &["169.254.9.9 tcp/3922", "203.0.113.40 tcp/53"],
         &["203.0.113.40 udp/53", "203.0.113.40 udp/67", "203.0.113.40 tcp/80"],
     );
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
     let ends = async {
         vm.shut_down().await?;
         vm.ended(Duration::from_mins(1)).await.map(drop)
@@ -104,6 +108,8 @@ pub(crate) async fn load_balancer(report: Report, mut lane: Lane) -> anyhow::Res
     report.item(36, &vm, units_are(&host, &services)).await;
     report.item(26, &vm, units_are(&host, &[("cloud", false)])).await;
     let ports = only_open(&site, &["10.10.1.250", "169.254.77.1"], &["169.254.77.1 tcp/3922"], &[]);
-    report.aside(&mut lane, report.check(Check::Ports, Some(&vm), ports)).await;
+    report
+        .aside(&mut lane, report.check(Check::Ports, Some(&vm), ports))
+        .await;
     Ok(())
 }
