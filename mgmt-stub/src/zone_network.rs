@@ -142,7 +142,7 @@ impl ZoneNetwork {
         })
     }
 
-    /// Where VMs are plugged in; a bridge has the name of its traffic.
+    /// Where VMs are plugged in; see [`bridge_name`].
     pub fn network(&self) -> &Network {
         &self.network
     }
@@ -235,9 +235,14 @@ fn nfs_ports(versions: Versions) -> impl Iterator<Item = u16> {
     [nfs::PORT].into_iter().chain(older.iter().copied())
 }
 
+/// The bridge of a network: `control`.
+pub fn bridge_name(traffic: Traffic) -> InterfaceName {
+    let name = traffic.as_str().to_ascii_lowercase();
+    name.parse().expect("each is one short word")
+}
+
 fn bridge(traffic: Traffic) -> Bridge {
-    let name: InterfaceName = traffic.to_string().parse().expect("traffic has short names");
-    Bridge::new(name)
+    Bridge::new(bridge_name(traffic))
 }
 
 /// The host's address in a network: the VMs' gateway.

@@ -7,7 +7,6 @@ mod api;
 mod directory;
 mod end;
 mod progress;
-mod qmp;
 mod server;
 mod source;
 mod state;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use hypervisor::network::namespace::{Name, Namespace};
 use hypervisor::network::{Bridge, InterfaceName, Network, Port};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Longer than an answer takes on a busy machine; what is dropped takes as long.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
@@ -37,7 +39,15 @@ fn remove_abandoned() {
     }
 }
 
+/// With whoever is inside.
 fn remove(name: &str) {
+    let namespace = name.parse().ok().and_then(|name| Namespace::open(&name).ok().flatten());
+    for process in namespace
+        .and_then(|namespace| namespace.processes().ok())
+        .unwrap_or_default()
+    {
+        kill(Pid::from_raw(process.pid()), Signal::SIGKILL).ok();
+    }
     let path = Path::new("/run/netns").join(name);
     umount2(&path, MntFlags::MNT_DETACH).ok();
     std::fs::remove_file(path).ok();
