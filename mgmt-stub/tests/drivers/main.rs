@@ -1,6 +1,6 @@
 //! Every driver does the same: [`mgmt_stub::driver::conformance`] on those that need no virtual machine.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
