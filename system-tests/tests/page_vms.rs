@@ -132,7 +132,7 @@ fn starting(id: &str) -> Value {
         "whattodo": "wait: after 300 s of this it is started again; else do what the problem names",
         "bootprogress": steps, "hypervisor": "KVM", "memory": 512, "cpunumber": 1, "zonename": "zone1",
         "created": "2026-11-22T00:00:00+0000", "since": "2026-11-22T00:01:00+0000", "hasscreen": true,
-        "publicip": "172.31.2.17", "privateip": "172.31.1.11", "linklocalip": "169.254.3.7", "storageip": "172.31.3.12",
+        "bootproblem": "it cannot mount nfs://172.31.3.5/export/secondary", "publicip": "172.31.2.17", "privateip": "172.31.1.11", "linklocalip": "169.254.3.7", "storageip": "172.31.3.12",
     })
 }
 
@@ -140,8 +140,8 @@ fn starting(id: &str) -> Value {
 async fn a_system_vm_that_does_not_come_up_is_shown_step_by_step() {
     let server = Server::start().await;
     let browser = Browser::start().await.unwrap();
+    let id = server.instance().await; // before the page's first look: what changes later replaces the samples
     let page = server.logged_in(&browser).await;
-    let id = server.instance().await;
     show(&page, &json!({ "systemvms": [starting(&id)] })).await;
     page::open_view(&page, "systemvms").await.unwrap();
     page.wait_for_text("What to do:", LIMIT).await.unwrap();
@@ -182,8 +182,8 @@ async fn a_system_vm_that_does_not_come_up_is_shown_step_by_step() {
 async fn instances_show_their_states_and_one_is_deployed_by_a_form() {
     let server = Server::start().await;
     let browser = Browser::start().await.unwrap();
+    let id = server.instance().await; // before the page's first look: what changes later replaces the samples
     let page = server.logged_in(&browser).await;
-    let id = server.instance().await;
     let vm = |number: u32, state: &str, reason: &str| {
         json!({
             "id": format!("{}{number}", &id[..35]), "name": format!("web-{number}"), "displayname": format!("web-{number}"),
