@@ -214,11 +214,12 @@ mod tests {
         let mut heard = Vec::new();
         vm.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"question");
-        vm.write_all(&[7; 1_000_000]).await.unwrap();
+        let answer = vec![7; 1_000_000];
+        vm.write_all(&answer).await.unwrap();
         drop(vm);
         heard.clear();
         browser.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, [7; 1_000_000]);
+        assert_eq!(heard, answer);
         carrying.await.unwrap();
     }
 

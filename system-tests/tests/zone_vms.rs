@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -73,10 +74,11 @@ fn scripts(directory: &Path) -> String {
         .unwrap();
     let bytes = archive.into_inner().unwrap().finish().unwrap();
     let _ = files::replace(directory.join("cloud-scripts.tgz"), &bytes, 0o644).unwrap();
-    Sha512::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut hex = String::new();
+    for byte in Sha512::digest(&bytes) {
+        write!(hex, "{byte:02x}").unwrap();
+    }
+    hex
 }
 
 /// What a console proxy answers to somebody who wants its page.

@@ -7,7 +7,6 @@ mod api;
 mod directory;
 mod end;
 mod progress;
-mod qmp;
 mod server;
 mod source;
 mod state;
@@ -24,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use ipnet::Ipv4Net;
 use platform::exec::Cmd;
 use platform::{files, shutdown};
 use tokio::time::sleep;
@@ -111,20 +109,8 @@ pub(crate) struct Up {
         requires = "processes"
     )]
     agents: SocketAddr,
-    /// Networks of the zone: management, public and storage are its second, third and fourth /24.
-    #[arg(
-        long,
-        value_name = "CIDR",
-        default_value = "172.31.0.0/16",
-        conflicts_with = "processes"
-    )]
-    zone_cidr: Ipv4Net,
-    /// Let the zone reach the world through this machine, with its address (NAT).
-    #[arg(long, conflicts_with = "processes")]
-    uplink: bool,
-    /// Upload the files in there to each system VM: see `mgmt-stub serve --help`.
-    #[arg(long, value_name = "DIR", conflicts_with = "processes")]
-    system_vm_files: Option<PathBuf>,
+    #[command(flatten)]
+    vms: server::VmOptions,
     #[command(flatten)]
     install: Install,
 }
@@ -329,9 +315,10 @@ impl Zone {
     async fn build(&mut self) -> anyhow::Result<()> {
         self.state.programs = programs(&self.arguments.profile)?;
         // What else runs in virtual machines is in their image.
-        let names: &[&str] = match self.arguments.processes {
-            true => &["mgmt-stub", "ssvm", "console-proxy"],
-            false => &["mgmt-stub"],
+        let names: &[&str] = if self.arguments.processes {
+            &["mgmt-stub", "ssvm", "console-proxy"]
+        } else {
+            &["mgmt-stub"]
         };
         if !self.arguments.no_build {
             self.step(format_args!("programs, profile {}", self.arguments.profile));

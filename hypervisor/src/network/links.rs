@@ -44,6 +44,10 @@ impl Link {
         nets.collect()
     }
 
+    fn is_bridge(&self) -> bool {
+        self.linkinfo.info_kind.as_deref() == Some("bridge")
+    }
+
     fn is_up(&self) -> bool {
         self.flags.iter().any(|flag| flag == "UP")
     }
@@ -52,11 +56,15 @@ impl Link {
 /// The lines for `ip -batch` after which the bridges are as they shall be. None for those that are so already: VMs go on.
 pub(super) fn bridges(wanted: &[Bridge], there: &[Link]) -> String {
     let mut batch = String::new();
+    let is_wanted = |link: &Link| wanted.iter().any(|bridge| bridge.name.as_str() == link.ifname);
+    for link in there.iter().filter(|link| link.is_bridge() && !is_wanted(link)) {
+        let _ = writeln!(batch, "link delete {}", link.ifname);
+    }
     for (index, bridge) in wanted.iter().enumerate() {
         let name = &bridge.name;
         let found = there.iter().find(|link| link.ifname == name.as_str());
         let (found, is_other) = match found {
-            Some(link) if link.linkinfo.info_kind.as_deref() == Some("bridge") => (Some(link), false),
+            Some(link) if link.is_bridge() => (Some(link), false),
             other => (None, other.is_some()),
         };
         let mut line = |text: std::fmt::Arguments<'_>| {
@@ -136,6 +144,11 @@ mod tests {
              link add guest address fe:73:76:00:00:01 type bridge stp_state 0 forward_delay 0\n\
              link set guest up\n"
         );
+    }
+
+    #[test]
+    fn a_bridge_that_nobody_wants_goes_and_other_interfaces_stay() {
+        assert_eq!(bridges(&[], &links(THERE)), "link delete storage\n");
     }
 
     #[test]

@@ -183,8 +183,9 @@ pub(super) fn change(gone: &[&Element], new: &[&Element]) -> String {
     for (verb, elements) in [("delete", gone), ("add", new)] {
         for Element { set, words } in elements {
             let (name, rest) = words.split_first().expect("an element begins with a port's name");
-            let rest: String = rest.iter().map(|word| format!(" . {word}")).collect();
-            let _ = writeln!(script, "{verb} element bridge zone {set} {{ \"{name}\"{rest} }}");
+            let mut all = vec![format!("\"{name}\"")];
+            all.extend_from_slice(rest);
+            let _ = writeln!(script, "{verb} element bridge zone {set} {{ {} }}", all.join(" . "));
         }
     }
     script

@@ -8,3 +8,4 @@ mod network;
 mod nfs;
 mod relay;
 mod ssh;
+mod uplink;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::net::{Guard, name, soon};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A "VM" at 127.0.0.1 of a namespace.
 struct Vm {
@@ -105,12 +105,13 @@ async fn commands_and_files_go_over_one_connection() {
         (&b"a secret"[..], "42\n", Some(3))
     );
     let file = vm.path("agent.zip");
-    let _ = files::replace(&file, [7; 100_000], 0o640).unwrap();
+    let contents = vec![7; 100_000];
+    let _ = files::replace(&file, &contents, 0o640).unwrap();
     fs::create_dir(vm.path("to")).unwrap();
     ssh.upload(&[&file], vm.path("to").to_str().unwrap(), LIMIT)
         .await
         .unwrap();
-    assert_eq!(fs::read(vm.path("to/agent.zip")).unwrap(), [7; 100_000]);
+    assert_eq!(fs::read(vm.path("to/agent.zip")).unwrap(), contents);
     let missing = ssh.upload(&[&file], "/no/such/directory/", LIMIT).await.unwrap_err();
     assert!(missing.to_string().contains("/no/such/directory"), "{missing}");
 

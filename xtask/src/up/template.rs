@@ -85,7 +85,7 @@ async fn listener(zone: &Zone) -> anyhow::Result<TcpListener> {
     let name = Name::of_directory(&zone.state.data_dir.canonicalize()?);
     let namespace = Namespace::open(&name)?;
     let namespace = namespace.with_context(|| format!("the zone has no network namespace {name}"))?;
-    let address = source_address(zone.arguments.zone_cidr);
+    let address = source_address(zone.arguments.vms.zone_cidr);
     Ok(namespace.listen(address)?)
 }
 

@@ -11,7 +11,7 @@ use hypervisor::disk;
 use hypervisor::machine::{Disk, Format, Machine, Nic};
 use hypervisor::network::Port;
 use hypervisor::ssh::Ssh;
-use hypervisor::vm::{Places, Vm, VmError};
+use hypervisor::vm::{Ended, Places, Vm, VmError};
 use ipnet::Ipv4Net;
 use platform::exec::Exited;
 use platform::logging::chain;
@@ -27,11 +27,14 @@ use super::{Known, Qemu, SharedFacts, Start, State, base, make_directory};
 use crate::ca::Issued;
 use crate::driver::last_words::last_lines;
 use crate::driver::{DriverError, Purpose, Screen, Traffic, VmSpec};
+use crate::zone_network;
 
 /// Between two looks at what is not there yet; hosts wait for a second.
 const LOOK: Duration = Duration::from_secs(1);
 /// For one connection to port 3922.
 const CONNECT: Duration = Duration::from_secs(5);
+/// For the end of a VM to be known, after its sockets were closed.
+const TO_BE_KNOWN: Duration = Duration::from_secs(1);
 /// Lines of the console in an error.
 const CONSOLE_LINES: usize = 5;
 /// CloudStack's own number for the certificate; some errors of a loaded VM go by.
@@ -83,10 +86,10 @@ impl Qemu {
     /// Starts a VM; one that is on is started already.
     pub(super) async fn power_on(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let name = spec.name.as_str();
-        let directory = self.path(name)?;
+        let directory = self.inner.path(name)?;
         let (start, facts) = (Start::default(), SharedFacts::default());
         {
-            let mut known = self.known();
+            let mut known = self.inner.known();
             match known.get(name).map(|known| &known.state) {
                 Some(State::On(_)) => return Ok(()),
                 Some(State::Starting { .. }) => return Err(DriverError::Busy(name.to_owned())),
@@ -124,9 +127,9 @@ impl Qemu {
         if let Err(error) = self.end_of_start(name, &directory).await {
             warn!(vm = name, error = %chain(&error), "Cannot power off a VM whose start has failed");
         }
-        self.clear_away(name).await;
-        self.set(name, State::Off(why.clone()));
-        if let Err(error) = self.remember_off(name, &why) {
+        self.inner.clear_away(name).await;
+        self.inner.set(name, State::Off(why.clone()));
+        if let Err(error) = self.inner.remember_off(name, &why) {
             warn!(vm = name, error = %chain(&error), "Cannot write why a VM is off");
         }
         Err(error)
@@ -134,7 +137,7 @@ impl Qemu {
 
     /// Nothing runs any more, also when the start was given up between QEMU's beginning and our knowing of it.
     async fn end_of_start(&self, name: &str, directory: &Path) -> Result<(), VmError> {
-        let vm = match self.on(name) {
+        let vm = match self.inner.on(name) {
             Some(vm) => Some(vm),
             None => Vm::adopt(directory).await?,
         };
@@ -147,7 +150,7 @@ impl Qemu {
     /// The text that a person gets: which step, why, what the VM says, and what to do.
     fn explain(&self, name: &str, facts: &SharedFacts, deed: Deed, cause: &str) -> DriverError {
         let told = facts.lock().guest_problem();
-        let console = self.path(name).ok().map(|directory| console(&directory));
+        let console = self.inner.path(name).ok().map(|directory| console(&directory));
         let lines = console
             .and_then(|console| last_lines(&console, CONSOLE_LINES).ok())
             .unwrap_or_default();
@@ -174,7 +177,7 @@ impl Qemu {
         let name = spec.name.as_str();
         let made = self.step(facts, Deed::Qemu, self.run_qemu(spec, directory)).await;
         let (vm, screen, mut record) = made?;
-        if let Some(known) = self.known().get_mut(name) {
+        if let Some(known) = self.inner.known().get_mut(name) {
             known.state = State::Starting {
                 vm: Some(vm.clone()),
                 start: start.clone(),
@@ -183,11 +186,7 @@ impl Qemu {
         }
         self.follow(name.to_owned(), vm.clone(), facts.clone());
         if !matches!(spec.purpose, Purpose::User { .. }) {
-            let mut doing = Deed::GuestAgent;
-            tokio::select! {
-                outcome = self.set_up(&vm, spec, directory, facts, &mut doing) => outcome?,
-                ended = vm.ended() => return Err(Failure { deed: doing, cause: format!("the VM has ended: {ended}") }),
-            }
+            self.set_up_or_ended(&vm, spec, directory, facts).await?;
         }
         record.state = Written::Started;
         let written = record.save(directory).map_err(|error| Failure {
@@ -195,7 +194,7 @@ impl Qemu {
             cause: chain(&error).to_string(),
         });
         written?;
-        self.set(name, State::On(vm.clone()));
+        self.inner.set(name, State::On(vm.clone()));
         if vm.is_alive() {
             return Ok(());
         }
@@ -231,7 +230,7 @@ impl Qemu {
             let port = Port {
                 vm: spec.name.clone(),
                 device,
-                bridge: nic.traffic.to_string().parse()?,
+                bridge: zone_network::bridge_name(nic.traffic),
                 mac: nic.mac,
                 addresses: nic.address.iter().map(Ipv4Net::addr).collect(),
                 groups: (is_proxy && nic.traffic == Traffic::Management)
@@ -283,7 +282,34 @@ impl Qemu {
         Ok((disk, Some(base)))
     }
 
-    /// What makes a machine that runs a system VM.
+    /// Makes a system VM of a machine that runs. When the machine ends meanwhile, then that is why it fails, and not what
+    /// its end did to a step.
+    async fn set_up_or_ended(
+        &self,
+        vm: &Vm,
+        spec: &VmSpec,
+        directory: &Path,
+        facts: &SharedFacts,
+    ) -> Result<(), Failure> {
+        let mut doing = Deed::GuestAgent;
+        let has_ended = |doing, ended: &Ended| Failure {
+            deed: doing,
+            cause: format!("the VM has ended: {ended}"),
+        };
+        let failure = tokio::select! {
+            outcome = self.set_up(vm, spec, directory, facts, &mut doing) => match outcome {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            },
+            ended = vm.ended() => return Err(has_ended(doing, &ended)),
+        };
+        match timeout(TO_BE_KNOWN, vm.ended()).await {
+            Ok(ended) => Err(has_ended(failure.deed, &ended)),
+            Err(_) => Err(failure),
+        }
+    }
+
+    /// Guest agent, boot arguments, ssh, files, certificate.
     async fn set_up(
         &self,
         vm: &Vm,
@@ -421,24 +447,21 @@ impl Qemu {
     pub(super) async fn restart_inside(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let name = spec.name.as_str();
         let found = self
+            .inner
             .known()
             .get(name)
             .map(|known| (known.state.clone(), known.facts.clone()));
         let Some((State::On(vm), facts)) = found else {
             return self.power_on(spec).await;
         };
-        let directory = self.path(name)?;
+        let directory = self.inner.path(name)?;
         facts.lock().restarted();
         vm.reset().await?;
         info!(vm = name, "VM reset");
         if matches!(spec.purpose, Purpose::User { .. }) {
             return Ok(());
         }
-        let mut doing = Deed::GuestAgent;
-        let outcome = tokio::select! {
-            outcome = self.set_up(&vm, spec, &directory, &facts, &mut doing) => outcome,
-            ended = vm.ended() => Err(Failure { deed: doing, cause: format!("the VM has ended: {ended}") }),
-        };
+        let outcome = self.set_up_or_ended(&vm, spec, &directory, &facts).await;
         outcome.map_err(|Failure { deed, cause }| {
             let error = self.explain(name, &facts, deed, &cause);
             facts
