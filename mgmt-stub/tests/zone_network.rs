@@ -275,10 +275,10 @@ async fn the_next_server_takes_over_and_removal_leaves_nothing_of_what_was_kille
     assert_eq!(zone.nfs(), nfs, "the NFS server was not started again");
     assert!(vm.is_alive() && nfs.is_alive());
     assert_eq!(second.nfs().url(), "nfs://172.31.3.5/export/secondary");
-    let _agents = second.network().namespace().listen((MANAGEMENT, 8250).into()).unwrap();
+    let agents = second.network().namespace().listen((MANAGEMENT, 8250).into()).unwrap();
     // Killed hard, with everything, so that what it knew is only in files.
     nfs.stop(Duration::ZERO).await;
-    drop((second, _agents));
+    drop((second, agents));
 
     ZoneNetwork::remove(zone.path()).await.unwrap();
     ZoneNetwork::remove(zone.path()).await.unwrap();

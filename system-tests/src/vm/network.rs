@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 use hypervisor::network::namespace::{Name, Namespace};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use platform::exec::{Cmd, Output};
 
 use super::leftovers;
@@ -119,9 +121,16 @@ impl Net {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // Without waiting for a program: this is called while a test falls over.
-        Namespace::drop_name(self.namespace.name()).ok();
+        end(&self.namespace);
     }
+}
+
+/// With whoever is inside, and without waiting for anybody: this is called while a test falls over.
+fn end(namespace: &Namespace) {
+    for process in namespace.processes().unwrap_or_default() {
+        kill(Pid::from_raw(process.pid()), Signal::SIGKILL).ok();
+    }
+    Namespace::drop_name(namespace.name()).ok();
 }
 
 /// Removes namespaces of test runs that were killed.
@@ -129,8 +138,9 @@ fn remove_abandoned() {
     let entries = fs::read_dir("/run/netns").into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     for name in names.filter(|name| leftovers::is_abandoned(KIND, name)) {
-        if let Ok(name) = name.parse() {
-            Namespace::drop_name(&name).ok();
+        let namespace = name.parse().ok().and_then(|name| Namespace::open(&name).ok()?);
+        if let Some(namespace) = namespace {
+            end(&namespace);
         }
     }
 }
