@@ -11,6 +11,8 @@ use mgmt_stub::store::id::{AccountId, PodId, ZoneId};
 use mgmt_stub::store::instance::{InstanceType, NewInstance};
 use mgmt_stub::system_vms::{AddressRange, Networks};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::support::{TestZone, patiently};
 
 /// Console proxies; an operator starts them all.
@@ -37,6 +39,17 @@ fn networks() -> Networks {
     networks
 }
 
+/// Both ends of each connection are in this process.
+fn raise_descriptor_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let needed = u64::try_from(2 * COUNT + 100).unwrap();
+    assert!(
+        hard >= needed,
+        "{needed} file descriptors are needed, {hard} are allowed; raise `ulimit -Hn`"
+    );
+}
+
 /// KiB.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -54,6 +67,7 @@ async fn up(zone: &TestZone) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_vms_come_up_and_half_of_them_return_after_they_have_died_at_once() {
+    raise_descriptor_limit();
     let settings = [
         ("consoleproxy.management.state", "Manual"),
         ("system.vm.auto.reserve.capacity", "false"),
