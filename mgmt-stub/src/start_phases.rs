@@ -111,10 +111,8 @@ mod tests {
         registry.register("phase", "Phases", phases.seconds());
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
-        text.lines()
-            .filter(|line| line.contains("_sum") || line.contains("_count"))
-            .map(|line| format!("{line}\n"))
-            .collect()
+        let is_sum = |line: &&str| line.contains("_sum") || line.contains("_count");
+        text.lines().filter(is_sum).collect::<Vec<_>>().join("\n") + "\n"
     }
 
     #[test]

@@ -446,15 +446,16 @@ impl UserVms {
         Ok(self.inner.store.instance_event(&vm, event, "running").await?)
     }
 
-    /// Stops one if need be and marks it as Destroyed; one that could not be created is removed for good.
+    /// Stops one if need be and marks it as Destroyed; one that could not be created is removed for good. `forced` does not
+    /// ask it to shut down first.
     ///
     /// # Errors
     /// It could not be stopped or removed; doing it again is fine.
-    pub async fn destroy(&self, id: InstanceId) -> Result<Instance, UserVmError> {
+    pub async fn destroy(&self, id: InstanceId, forced: bool) -> Result<Instance, UserVmError> {
         let _lock = self.inner.locks.lock(id).await;
         let vm = self.present(id).await?;
         let vm = match vm.state {
-            InstanceState::Running | InstanceState::Stopping => self.stop_locked(vm, false, "being destroyed").await?,
+            InstanceState::Running | InstanceState::Stopping => self.stop_locked(vm, forced, "being destroyed").await?,
             _ => vm,
         };
         match vm.state {
@@ -467,12 +468,12 @@ impl UserVms {
         }
     }
 
-    /// Destroys one and removes it at once.
+    /// Destroys one and removes it at once. It is not asked to shut down: nothing of it is kept.
     ///
     /// # Errors
     /// As of [`Self::destroy`] and [`Self::expunge`].
     pub async fn destroy_for_good(&self, id: InstanceId) -> Result<Instance, UserVmError> {
-        match self.destroy(id).await? {
+        match self.destroy(id, true).await? {
             vm if vm.state == InstanceState::Expunging => Ok(vm), // it could not be created, and is gone already
             _ => self.expunge(id).await,
         }

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl Host {
                 return Err(HostError::Format(format));
             }
         };
-        let physical_size = self.keep(target, name)?;
+        let physical_size = self.keep(&target, name)?;
         info!(path = %self.path(name).display(), virtual_size, physical_size, "Template copied to the storage pool");
         Ok(TemplateObjectTO {
             path: Some(name.to_string()),
@@ -109,7 +109,7 @@ impl Host {
                 warn!(error = %chain(&error), "Cannot make a disk");
                 self.full_or(RESERVE, HostError::Tool("make a disk of the template"))
             })?;
-        self.keep(target, name)?;
+        self.keep(&target, name)?;
         Ok(signed(size))
     }
 
@@ -201,9 +201,9 @@ impl Host {
     }
 
     /// Gives a finished file its name, for good; says how many bytes it takes.
-    fn keep(&self, file: Unfinished, name: Uuid) -> Result<u64, HostError> {
+    fn keep(&self, file: &Unfinished, name: Uuid) -> Result<u64, HostError> {
         let finished = File::open(&file.0).map_err(of_pool("open"))?;
-        let private = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600));
+        let private = fs::Permissions::from_mode(0o600);
         finished.set_permissions(private).map_err(of_pool("protect"))?;
         finished.sync_all().map_err(of_pool("write"))?;
         let size = finished

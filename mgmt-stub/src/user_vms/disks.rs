@@ -97,16 +97,15 @@ impl UserVms {
     /// The template's copy on the pool. It is made once: who needs it meanwhile waits.
     async fn template_on_pool(&self, template: &Template, vm: &Instance) -> Result<TemplateOnPool, UserVmError> {
         let (store, pool) = (&self.inner.store, &self.inner.pool);
-        let _lock = match self.inner.copies.try_lock(template.id) {
-            Some(lock) => lock,
-            None => {
-                let note = format!(
-                    "waiting for template {} to be copied to primary storage",
-                    template.facts.name
-                );
-                store.set_instance_reason(vm.id, note).await?;
-                self.inner.copies.lock(template.id).await
-            }
+        let _lock = if let Some(lock) = self.inner.copies.try_lock(template.id) {
+            lock
+        } else {
+            let note = format!(
+                "waiting for template {} to be copied to primary storage",
+                template.facts.name
+            );
+            store.set_instance_reason(vm.id, note).await?;
+            self.inner.copies.lock(template.id).await
         };
         if let Some(found) = store.template_on_pool(template.id, pool.id).await? {
             return Ok(found);

@@ -66,15 +66,24 @@ impl Driver for FakeDriver {
     }
 
     fn stop<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {
-        Box::pin(async move { Ok(self.off("stop", name)) })
+        Box::pin(async move {
+            self.off("stop", name);
+            Ok(())
+        })
     }
 
     fn power_off<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {
-        Box::pin(async move { Ok(self.off("power off", name)) })
+        Box::pin(async move {
+            self.off("power off", name);
+            Ok(())
+        })
     }
 
     fn reboot<'a>(&'a self, vm: &'a VmSpec) -> Doing<'a, ()> {
-        Box::pin(async move { Ok(self.state().calls.push(format!("reboot {}", vm.name))) })
+        Box::pin(async move {
+            self.state().calls.push(format!("reboot {}", vm.name));
+            Ok(())
+        })
     }
 
     fn destroy<'a>(&'a self, name: &'a str) -> Doing<'a, ()> {

@@ -1,5 +1,5 @@
 //! The HTTP API over real connections: TCP as clients use it, and the server's own socket.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod answers;
 mod discovery;

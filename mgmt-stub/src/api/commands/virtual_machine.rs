@@ -173,7 +173,8 @@ pub(super) const COMMANDS: &[Command] = &[
     .open_to(Who::User)
     .takes(&[
         required("id", Id, "the instance"),
-        optional("expunge", Flag, "for good, at once"),
+        optional("expunge", Flag, "for good, at once, without asking it to shut down"),
+        optional("forced", Flag, "without asking it to shut down"),
     ])
     .answers(FIELDS),
     Command::job(

@@ -45,8 +45,8 @@ pub(super) async fn destroy(call: Call) -> Result<Job, ApiError> {
         })
         .await;
     }
-    job(call, "destroying", |vms, id, _| {
-        Box::pin(async move { vms.destroy(id).await })
+    job(call, "destroying", |vms, id, is_forced| {
+        Box::pin(async move { vms.destroy(id, is_forced).await })
     })
     .await
 }
