@@ -103,6 +103,41 @@ fn network_of(zone: &UpZone) -> (Name, Namespace) {
     (name, namespace)
 }
 
+/// What is secret is on no command line.
+fn nothing_secret_is_on_a_command_line(zone: &UpZone) {
+    let secrets: Vec<String> = ["s-1-VM", "v-2-VM"]
+        .map(|name| fs::read(zone.path().join("data/vms").join(name).join("vm.json")).unwrap())
+        .iter()
+        .map(|record| {
+            serde_json::from_slice::<Value>(record).unwrap()["vnc_password"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    for (_, line) in zone.processes() {
+        let leaked = secrets.iter().any(|secret| line.contains(secret.as_str())) || line.contains("PRIVATE");
+        assert!(!leaked, "{line}");
+    }
+}
+
+/// The screen of an instance that was made of the template, in a browser, through the VM that is the console proxy.
+async fn the_instance_is_seen_in_a_browser(zone: &UpZone) {
+    let instances = zone.api("listVirtualMachines", &["listall=true"]).await.unwrap();
+    let instance = &instances["virtualmachine"][0];
+    let id = format!("virtualmachineid={}", instance["id"].as_str().unwrap());
+    let endpoint = zone.api("createConsoleEndpoint", &[&id]).await.unwrap();
+    let url = endpoint["consoleendpoint"]["url"]
+        .as_str()
+        .expect("there is a console with a URL");
+    let browser = Browser::start().await.unwrap();
+    let page = browser.open(url).await.unwrap();
+    status(&page, "Connected").await;
+    page.screenshot("zone-vms-console").await.unwrap();
+    page.close().await.unwrap();
+    drop(browser);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_of_virtual_machines_comes_up_outlives_its_server_and_leaves_nothing() {
     let (zone, uploads) = (UpZone::with_vms(), tempfile::tempdir().unwrap());
@@ -134,21 +169,7 @@ async fn a_zone_of_virtual_machines_comes_up_outlives_its_server_and_leaves_noth
     let templates = zone.path().join("data/secondary/template/tmpl");
     assert!(templates.is_dir(), "nothing on the NFS export");
 
-    // What is secret is on no command line.
-    let secrets: Vec<String> = ["s-1-VM", "v-2-VM"]
-        .map(|name| fs::read(zone.path().join("data/vms").join(name).join("vm.json")).unwrap())
-        .iter()
-        .map(|record| {
-            serde_json::from_slice::<Value>(record).unwrap()["vnc_password"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        })
-        .collect();
-    for (_, line) in zone.processes() {
-        let leaked = secrets.iter().any(|secret| line.contains(secret.as_str())) || line.contains("PRIVATE");
-        assert!(!leaked, "{line}");
-    }
+    nothing_secret_is_on_a_command_line(&zone);
 
     // What was uploaded was remembered, and not unpacked.
     let (name, namespace) = network_of(&zone);
@@ -172,20 +193,7 @@ async fn a_zone_of_virtual_machines_comes_up_outlives_its_server_and_leaves_noth
     let page = page_of(zone.console()).await;
     assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
 
-    // The screen of an instance that was made of the template, in a browser, through the VM that is the console proxy.
-    let instances = zone.api("listVirtualMachines", &["listall=true"]).await.unwrap();
-    let instance = &instances["virtualmachine"][0];
-    let id = format!("virtualmachineid={}", instance["id"].as_str().unwrap());
-    let endpoint = zone.api("createConsoleEndpoint", &[&id]).await.unwrap();
-    let url = endpoint["consoleendpoint"]["url"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{endpoint}"));
-    let browser = Browser::start().await.unwrap();
-    let page = browser.open(url).await.unwrap();
-    status(&page, "Connected").await;
-    page.screenshot("zone-vms-console").await.unwrap();
-    page.close().await.unwrap();
-    drop(browser);
+    the_instance_is_seen_in_a_browser(&zone).await;
 
     // The server is killed and comes again: VMs have gone on, and their agents come back.
     let before = machines(&zone);
