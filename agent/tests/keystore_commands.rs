@@ -215,19 +215,21 @@ async fn a_machine_that_is_not_set_up_is_told_from_one_that_is_not_ready() {
 }
 
 #[tokio::test]
-async fn an_import_waits_for_the_directory() {
+async fn an_import_waits_for_the_directory_and_then_for_the_properties() {
     let conf = Conf::new();
     let mut arguments = conf.arguments("ssh", "", "", "");
     let later = conf.path("later");
     arguments[0] = later.join("agent.properties").to_str().unwrap().to_owned();
     let import = tokio::spawn(async move { keystore_cert_import(&arguments, None, Duration::from_mins(1)).await });
-    tokio::task::yield_now().await; // it has looked once
-    assert!(!import.is_finished());
+    let must_wait = async || {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!import.is_finished());
+    };
+    must_wait().await;
+    fs::create_dir(&later).unwrap();
+    must_wait().await;
 
-    let staging = conf.path("staging"); // a directory that appears with its contents
-    fs::create_dir(&staging).unwrap();
-    put(staging.join("agent.properties"), "");
-    fs::rename(staging, later).unwrap();
+    put(later.join("agent.properties"), "");
     let imported = import.await.unwrap().unwrap();
     assert_eq!(
         imported,

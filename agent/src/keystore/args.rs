@@ -68,7 +68,8 @@ pub fn keystore_setup(args: &[String], machine: &Machine) -> Result<String, KeyS
 }
 
 /// Takes a certificate into use, also for the system's other programs (`system_ca`, usually [`super::SYSTEM_CA`]), and
-/// says which commands the caller runs then. Waits up to `wait` for the directory of the files.
+/// says which commands the caller runs then. Waits up to `wait` for the file of properties and its directory: a host may ask
+/// as soon as ssh is open, and the set-up of the VM goes on then.
 pub async fn keystore_cert_import(
     args: &[String],
     system_ca: Option<&Path>,
@@ -76,11 +77,15 @@ pub async fn keystore_cert_import(
 ) -> Result<Import, KeyStoreError> {
     let mut args = CertImportArgs::parse(args)?;
     args.store.system_ca = system_ca.map(Path::to_owned);
+    let deadline = Instant::now() + wait;
     wait_for_directory_of(&args.store.properties, wait).await?;
-    if !args.store.keep_passphrase(&args.password)? {
-        return Err(KeyStoreError::NoProperties {
-            path: args.store.properties,
-        });
+    while !args.store.keep_passphrase(&args.password)? {
+        if Instant::now() >= deadline {
+            return Err(KeyStoreError::NoProperties {
+                path: args.store.properties,
+            });
+        }
+        sleep(LOOK_AGAIN).await;
     }
     let mut import = args
         .store
