@@ -96,7 +96,7 @@ pub(super) fn of(facts: &Facts<'_>) -> Option<Diagnosis> {
         });
     }
     match facts.host {
-        Some(host) if host.status == HostStatus::Up => None,
+        Some(host) if host.status == HostStatus::Up => although_up(facts),
         host => Some(without_agent(facts, host)),
     }
 }
@@ -125,6 +125,28 @@ fn not_running(facts: &Facts<'_>) -> Diagnosis {
         what_to_do,
         since: vm.since,
     }
+}
+
+/// Its agent is Up, and it cannot do its work all the same.
+fn although_up(facts: &Facts<'_>) -> Option<Diagnosis> {
+    let vm = facts.vm;
+    if vm.kind == InstanceType::SecondaryStorageVm
+        && let Some((since, store)) = facts.driver.storage_silent_since()
+    {
+        return Some(Diagnosis {
+            reason: format!("it is Up, but the secondary storage {store} does not answer"),
+            what_to_do: Some(
+                "wait: the NFS server is started again if it does not come back by itself, and downloads go on".into(),
+            ),
+            since,
+        });
+    }
+    let problem = facts.driver.progress(&vm.name)?.problem?;
+    Some(Diagnosis {
+        reason: format!("it is Up, but {problem}"),
+        what_to_do: None,
+        since: vm.since,
+    })
 }
 
 /// It is on, and its agent is not Up.

@@ -50,6 +50,8 @@ const FILES: &str = "/opt/cloud/bin/patched.sh /opt/cloud/bin/keystore*";
 /// Characters of what a command in the VM printed that go into an error.
 const MAX_PRINTED: usize = 400;
 const DISK: &str = "disk.qcow2";
+/// A system VM with less would stop in its boot, and could not say why (docs/image.md).
+const MIN_MEMORY_MIB: u32 = 128;
 
 /// Why a step failed.
 type Cause = Box<dyn Error + Send + Sync>;
@@ -218,6 +220,13 @@ impl Qemu {
         let disk = match &spec.purpose {
             Purpose::User { disk } => disk.clone(),
             Purpose::ConsoleProxy { .. } | Purpose::SecondaryStorage { .. } => {
+                if spec.memory_mib < MIN_MEMORY_MIB {
+                    return Err(because(format!(
+                        "{} MiB are too little memory for a system VM, it needs {MIN_MEMORY_MIB}; set \
+                         consoleproxy.ram.size or secstorage.vm.ram.size",
+                        spec.memory_mib
+                    )));
+                }
                 let (disk, base) = self.system_disk(directory).await?;
                 record.base = base;
                 disk
