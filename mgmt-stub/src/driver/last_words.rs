@@ -54,6 +54,8 @@ pub(super) fn plain(line: &str) -> String {
             if characters.next() == Some('[') {
                 characters.by_ref().find(|c| ('@'..='~').contains(c));
             }
+        } else if matches!(character, '\n' | '\t') {
+            plain.push(' ');
         } else if !character.is_control() {
             plain.push(character);
         }

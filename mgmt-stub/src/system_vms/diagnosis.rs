@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::RUNNING;
 use super::place::Place;
+use super::{CANNOT_BE_STARTED, RUNNING};
 use crate::configuration::{
     AGENT_SILENCE_LIMIT, AGENT_START_LIMIT, CONSOLEPROXY_RESTART, Configuration, HA_ENABLED, HYPERVISOR_SILENCE_LIMIT,
 };
@@ -109,7 +109,7 @@ fn not_running(facts: &Facts<'_>) -> Diagnosis {
             Some(words) => (format!("{told}; {words}"), None),
             None => (told, None),
         },
-        InstanceState::Stopped if vm.reason.starts_with("cannot be started") => {
+        InstanceState::Stopped if vm.reason.starts_with(CANNOT_BE_STARTED) => {
             let help = "remove the cause; it is tried again without help, or start it (startSystemVm)";
             (told, Some(help.to_owned()))
         }
