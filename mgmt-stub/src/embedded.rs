@@ -105,7 +105,7 @@ impl Embedded {
             console_proxies: zone_network::CONSOLE_PROXIES,
             screens: network.networks().management.gateway,
             key: key.clone(),
-            users_grace: accelerator.scaled(qemu::USERS_GRACE),
+            users_grace: qemu::USERS_GRACE,
         };
         let driver = Qemu::open(settings).await.context("looking for VMs that run")?;
         Ok(Self { network, driver, key })

@@ -29,6 +29,7 @@ mod keeper;
 mod life;
 mod place;
 mod pool;
+mod power;
 mod spec;
 
 pub use diagnosis::Diagnosis;

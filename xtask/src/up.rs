@@ -6,6 +6,7 @@
 mod api;
 mod directory;
 mod end;
+mod instance;
 mod progress;
 mod server;
 mod source;
@@ -290,6 +291,10 @@ impl Zone {
         self.system_vms_up().await?;
         self.step("template");
         template::ready(self, &demo).await?;
+        if !self.arguments.processes {
+            self.step("guest");
+            instance::running(self).await?;
+        }
 
         let table = self.table().await?;
         eprintln!("\nUp after {:.0} s.\n\n{table}", self.started.elapsed().as_secs_f64());
@@ -441,7 +446,6 @@ impl Zone {
             console,
             ..
         } = &self.state;
-        let guest = if self.state.processes { GUEST_NAME } else { "a VM" };
         let end = if self.arguments.dir == Path::new(DIRECTORY) {
             String::new()
         } else {
@@ -450,7 +454,7 @@ impl Zone {
         Ok(format!(
             "{}\nPage      {url}\nUser      {user}\n\
              Password  {password} (for the first login; from then on the one that you choose)\n\
-             Console   the button beside {guest} on the page; consoles are on {console}\n\
+             Console   the button beside {GUEST_NAME} on the page; consoles are on {console}\n\
              State     {}\n\
              End it    cargo xtask down{end}\n",
             columns(&rows),

@@ -12,6 +12,7 @@ mod base;
 mod facts;
 mod follow;
 mod record;
+mod set_up;
 mod start;
 
 use std::collections::HashMap;
@@ -41,8 +42,8 @@ use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec, 
 /// For a system VM to shut down before it is powered off, on a machine with KVM; times the factor of the accelerator. It takes
 /// a second, and it has nothing that it could lose; without its NFS server it would never end.
 const GRACE: Duration = Duration::from_secs(4);
-/// Likewise for the VM of a user.
-pub const USERS_GRACE: Duration = Duration::from_secs(15);
+/// Likewise for the VM of a user, on any machine: one that does not listen to its power button shall not be waited for too long.
+pub const USERS_GRACE: Duration = Duration::from_secs(30);
 /// Of a VM's directory.
 const MODE: u32 = 0o700;
 
@@ -453,7 +454,7 @@ fn is_users(directory: &Path) -> Result<bool, DriverError> {
 }
 
 /// Stops all VMs below a directory, without a driver: for the end of a zone whose server has ended or was killed. Says which,
-/// and what could not be stopped. VMs of users may take `users_grace` to shut down, on a machine with KVM.
+/// and what could not be stopped. VMs of users may take `users_grace` to shut down.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -490,8 +491,12 @@ async fn end_of(directory: &Path, users_grace: Duration) -> Result<bool, DriverE
     let Some(vm) = Vm::adopt(directory).await? else {
         return Ok(false);
     };
-    let grace = if is_users(directory)? { users_grace } else { GRACE };
-    vm.stop(vm.machine().accelerator.scaled(grace)).await?;
+    let grace = if is_users(directory)? {
+        users_grace
+    } else {
+        vm.machine().accelerator.scaled(GRACE)
+    };
+    vm.stop(grace).await?;
     if let Some(mut record) = Record::load(directory)? {
         record.state = Written::Off("stopped".into());
         record.save(directory)?;

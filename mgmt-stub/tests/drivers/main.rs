@@ -1,6 +1,6 @@
 //! Every driver does the same: [`mgmt_stub::driver::conformance`] on each of them.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod qemu;
 

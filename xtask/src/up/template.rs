@@ -16,7 +16,7 @@ use super::source::Source;
 use super::{LOOK, Zone, zone_id};
 use crate::guest;
 
-const NAME: &str = "demo";
+pub(super) const NAME: &str = "demo";
 /// The one port of the host that VMs reach on the public network, for this: `mgmt_stub::zone_network::SOURCE_PORT`.
 const SOURCE_PORT: u16 = 8089;
 /// For it to come, without any progress.

@@ -14,7 +14,7 @@ use super::{Inner, Qemu, SharedFacts};
 /// Between two looks whether QEMU answers.
 const LOOK: Duration = Duration::from_secs(5);
 /// Between two checks that a VM without a link is asked for: one takes it some seconds of processor time.
-const CHECK: Duration = Duration::from_secs(60);
+const CHECK: Duration = Duration::from_mins(1);
 
 impl Qemu {
     /// Until the VM ends, or there is no driver any more.
