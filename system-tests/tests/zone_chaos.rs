@@ -23,6 +23,8 @@ use nix::unistd::Pid;
 use platform::exec::Cmd;
 use serde_json::Value;
 use sha2::{Digest, Sha512};
+use system_tests::browser::Browser;
+use system_tests::console::status;
 use system_tests::source::{Content, Source, checksum};
 use system_tests::up::{UpZone, VMS_UP_LIMIT};
 use system_tests::wait;
@@ -183,6 +185,14 @@ impl Chaos {
         self.zone.api(command, &[&id]).await.unwrap();
     }
 
+    /// The URL of a console of somebody's VM.
+    async fn console_of(&self, vm: &Value) -> String {
+        let id = format!("virtualmachineid={}", vm["id"].as_str().unwrap());
+        let endpoint = self.zone.api("createConsoleEndpoint", &[&id]).await.unwrap();
+        let url = endpoint["consoleendpoint"]["url"].as_str();
+        url.unwrap_or_else(|| panic!("{endpoint}")).to_owned()
+    }
+
     /// QEMU of a VM.
     fn qemu(&self, name: &str) -> Pid {
         let wanted = format!("guest={name}");
@@ -303,7 +313,8 @@ async fn case(name: &str, limit: Duration, work: impl Future<Output = ()>) {
     println!("  {:.0} s", began.elapsed().as_secs_f64());
 }
 
-/// A download outlives the server and an NFS server that stands still, while a console proxy hangs and is started again.
+/// A download and a console outlive the server; the download also an NFS server that stands still, while the console proxy
+/// hangs and is started again.
 async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
     let size = if all() { 1024 * MIB } else { 192 * MIB };
     let pause = Duration::from_secs(if all() { 60 } else { 20 });
@@ -314,9 +325,25 @@ async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
 
     let (ssvm, proxy) = (chaos.name(SSVM).await, chaos.name(CONSOLE_PROXY).await);
     let before = [chaos.qemu(&ssvm), chaos.qemu(&proxy)];
+    let instances = chaos.zone.api("listVirtualMachines", &["listall=true"]).await.unwrap();
+    let guest = &instances["virtualmachine"][0];
+    let browser = Browser::start().await.unwrap();
+    let console = browser.open(&chaos.console_of(guest).await).await.unwrap();
+    status(&console, "Connected").await;
+    let guest = chaos.qemu(guest["instancename"].as_str().unwrap());
 
     chaos.zone.kill("mgmt-stub").await;
     let sent = chaos.source.sent();
+    // Nobody manages the zone; the guest hears what is typed all the same, as soon as it has a shell.
+    wait::until("the guest does what is typed", BOOT, async || {
+        console.type_text("poweroff -f").await.unwrap();
+        console.press("Enter").await.unwrap();
+        sleep(Duration::from_secs(3)).await;
+        let is_gone = kill(guest, None).is_err();
+        is_gone.then_some(()).ok_or_else(|| "it runs".to_owned())
+    })
+    .await;
+    drop((console, browser));
     up(&chaos.zone).await;
     assert_eq!([chaos.qemu(&ssvm), chaos.qemu(&proxy)], before, "they went on");
     chaos.is_up(SSVM).await;

@@ -18,6 +18,8 @@ const MAX_GUEST_STEPS: usize = 32;
 const MAX_TEXT: usize = 400;
 /// A VM that has less than this part of its memory left is about to end programs.
 const SHORT_OF_MEMORY: u64 = 20;
+/// Checks that fail because there is no link, or while the program starts.
+const CONSEQUENCES: [&str; 3] = ["listening", "service", "units"];
 /// A clock that says more is broken.
 const MAX_UPTIME: Duration = Duration::from_hours(24 * 3650);
 
@@ -177,10 +179,11 @@ impl Facts {
     pub(super) fn guest_problem(&self) -> Option<String> {
         let boot = self.boot.as_ref();
         let told = boot.and_then(|boot| boot.problem.as_deref()).map(bounded);
-        // A check knows more of why there is no link than the link itself.
-        told.or_else(|| self.memory_problem())
-            .or_else(|| self.check_problem())
-            .or_else(|| self.link_problem())
+        told.or_else(|| self.memory_problem()).or_else(|| {
+            // The link says what is wrong, a check perhaps why.
+            let parts: Vec<String> = self.link_problem().into_iter().chain(self.check_problem()).collect();
+            (!parts.is_empty()).then(|| parts.join("; "))
+        })
     }
 
     fn memory_problem(&self) -> Option<String> {
@@ -216,7 +219,7 @@ impl Facts {
         }
         let mut findings = self.check.iter().flat_map(|report| &report.findings);
         findings
-            .find(|finding| finding.outcome == CheckOutcome::Error)
+            .find(|finding| finding.outcome == CheckOutcome::Error && !CONSEQUENCES.contains(&finding.check.as_str()))
             .map(said)
     }
 
@@ -369,8 +372,9 @@ mod tests {
             facts.progress().problem.unwrap(),
             "its agent has no link to 172.31.1.1:8250: no route to host"
         );
+        let other = json!({"check": "listening", "outcome": "error", "what": "nobody listens for consoles"});
         let finding = json!({"check": "gateway", "outcome": "error", "what": "172.31.1.1 does not answer", "todo": "look at its NIC"});
-        let report = json!({"outcome": "error", "findings": [finding]});
+        let report = json!({"outcome": "error", "findings": [other, finding]});
         tell(
             &mut facts,
             &json!({"__name__": "check-result", "id": 1, "report": report}),
@@ -378,7 +382,7 @@ mod tests {
         );
         assert_eq!(
             facts.progress().problem.unwrap(),
-            "gateway: 172.31.1.1 does not answer; look at its NIC"
+            "its agent has no link to 172.31.1.1:8250: no route to host; gateway: 172.31.1.1 does not answer; look at its NIC"
         );
         tell(
             &mut facts,
