@@ -1,5 +1,7 @@
 //! A zone of virtual machines, from `cargo xtask up` to `cargo xtask down`.
 
+mod simulated;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -10,6 +12,7 @@ use anyhow::{Context, ensure};
 use platform::exec::Cmd;
 use serde_json::Value;
 
+use self::simulated::Scale;
 use crate::process;
 
 /// Brings a zone of virtual machines up, several times, and takes it down: how long until both system VMs are Up, what each
@@ -22,6 +25,9 @@ pub(crate) struct Args {
     /// Zones, one after another, each with new data; medians are shown.
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
+    /// Simulated VMs of the last part: all come Up, every second one dies, all return. 0: leave it out.
+    #[arg(long, value_name = "COUNT", default_value_t = 2000, value_parser = clap::value_parser!(u16).range(0..=4000))]
+    simulated: u16,
     /// Where their directories are made.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     dir: PathBuf,
@@ -37,6 +43,11 @@ type Figures = BTreeMap<(u32, String), f64>;
 pub(crate) fn measure(args: &Args) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut all: BTreeMap<(u32, String), Vec<f64>> = BTreeMap::new();
+    // First: memory that other parts have had would be in its figures.
+    let scale = match args.simulated {
+        0 => None,
+        count => Some(many(count)?),
+    };
     for round in 1..=args.rounds {
         let figures = runtime.block_on(one(args))?;
         tracing::info!(round, ?figures, "A zone came and went");
@@ -49,7 +60,32 @@ pub(crate) fn measure(args: &Args) -> anyhow::Result<String> {
         figures.sort_by(f64::total_cmp);
         writeln!(table, "{name:<44}{:>10.1}", figures[figures.len() / 2])?;
     }
+    if let Some(scale) = scale {
+        let Scale {
+            came,
+            returned,
+            kib_each,
+        } = scale;
+        let count = args.simulated;
+        writeln!(
+            table,
+            "\n{:<44}{:>10.1}",
+            format!("{count} simulated VMs Up, s"),
+            came.as_secs_f64()
+        )?;
+        let name = "every second one died, all Up again, s";
+        writeln!(table, "{name:<44}{:>10.1}", returned.as_secs_f64())?;
+        writeln!(table, "{:<44}{kib_each:>10.1}", "memory of each, both ends, KiB")?;
+    }
     Ok(table)
+}
+
+/// All processors, as the server has them.
+fn many(count: u16) -> anyhow::Result<Scale> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let scale = runtime.block_on(simulated::measure(count));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    scale
 }
 
 async fn one(args: &Args) -> anyhow::Result<Figures> {

@@ -390,10 +390,12 @@ async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
 /// An agent that does not reach the server, or does not believe it, says so.
 async fn an_agent_without_a_link_says_why(chaos: &Chaos) {
     let restart = "systemctl restart cs-console-proxy";
+    // It returns when the agent knows what is wrong.
+    let fail = r#"systemctl restart cs-console-proxy; until grep -Eq '"last_error": ?"' /run/cloud/agent.json; do sleep 0.2; done"#;
     let block = "table inet chaos { chain input { type filter hook input priority -20; tcp dport 8250 \
                  reject with icmpx type host-unreachable; }; }";
     chaos.namespace.nft(block).await.unwrap();
-    chaos.run(CONSOLE_PROXY, restart).await;
+    chaos.run(CONSOLE_PROXY, fail).await;
     // The server has not heard that the old link has ended: for it the agent is Up for some time.
     chaos.says(CONSOLE_PROXY, &["No route to host"], REASON_LIMIT).await;
     chaos.namespace.nft("delete table inet chaos").await.unwrap();
@@ -403,7 +405,7 @@ async fn an_agent_without_a_link_says_why(chaos: &Chaos) {
     let conf = "/usr/local/cloud/systemvm/conf";
     let forge = format!(
         "cd {conf} && cp cloud.ca.crt kept && openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null \
-         -subj /CN=elsewhere -days 2 -out cloud.ca.crt 2>&1 && {restart}"
+         -subj /CN=elsewhere -days 2 -out cloud.ca.crt 2>&1 && {fail}"
     );
     chaos.run(CONSOLE_PROXY, &forge).await;
     chaos.is_not_up(CONSOLE_PROXY, REASON_LIMIT + CALL).await;
