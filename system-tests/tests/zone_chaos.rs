@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -313,37 +314,45 @@ async fn case(name: &str, limit: Duration, work: impl Future<Output = ()>) {
     println!("  {:.0} s", began.elapsed().as_secs_f64());
 }
 
-/// A download and a console outlive the server; the download also an NFS server that stands still, while the console proxy
-/// hangs and is started again.
-async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
-    let size = if all() { 1024 * MIB } else { 192 * MIB };
-    let pause = Duration::from_secs(if all() { 60 } else { 20 });
-    let content = Content::Noise { size };
-    chaos.source.set_pace(4 * MIB);
-    let id = chaos.register("big", &content).await;
-    chaos.sent(16 * MIB).await;
-
-    let (ssvm, proxy) = (chaos.name(SSVM).await, chaos.name(CONSOLE_PROXY).await);
-    let before = [chaos.qemu(&ssvm), chaos.qemu(&proxy)];
+/// What is typed into the page of a console, which comes from the VM that is the console proxy, reaches a user's VM.
+async fn a_guest_does_what_is_typed(chaos: &Chaos) {
     let instances = chaos.zone.api("listVirtualMachines", &["listall=true"]).await.unwrap();
     let guest = &instances["virtualmachine"][0];
     let browser = Browser::start().await.unwrap();
     let console = browser.open(&chaos.console_of(guest).await).await.unwrap();
     status(&console, "Connected").await;
     let guest = chaos.qemu(guest["instancename"].as_str().unwrap());
-
-    chaos.zone.kill("mgmt-stub").await;
-    let sent = chaos.source.sent();
-    // Nobody manages the zone; the guest hears what is typed all the same, as soon as it has a shell.
-    wait::until("the guest does what is typed", BOOT, async || {
-        console.type_text("poweroff -f").await.unwrap();
-        console.press("Enter").await.unwrap();
-        sleep(Duration::from_secs(3)).await;
+    // Again and again, as it may still boot.
+    wait::until("the guest powers off", BOOT, async || {
+        console
+            .type_text("poweroff")
+            .await
+            .map_err(|error| format!("{error:#}"))?;
+        console.press("Enter").await.map_err(|error| format!("{error:#}"))?;
+        sleep(Duration::from_secs(5)).await;
         let is_gone = kill(guest, None).is_err();
         is_gone.then_some(()).ok_or_else(|| "it runs".to_owned())
     })
     .await;
-    drop((console, browser));
+    console
+        .wait_for_text("The machine closed its console", COMMAND)
+        .await
+        .unwrap();
+}
+
+/// A download outlives the server, and an NFS server that stands still while the console proxy hangs and is started again.
+async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
+    let size = if all() { 1024 * MIB } else { 192 * MIB };
+    let pause = Duration::from_secs(if all() { 60 } else { 20 });
+    let content = Content::Noise { size };
+    chaos.source.set_pace(2 * MIB);
+    let id = chaos.register("big", &content).await;
+    chaos.sent(16 * MIB).await;
+
+    let (ssvm, proxy) = (chaos.name(SSVM).await, chaos.name(CONSOLE_PROXY).await);
+    let before = [chaos.qemu(&ssvm), chaos.qemu(&proxy)];
+    chaos.zone.kill("mgmt-stub").await;
+    let sent = chaos.source.sent();
     up(&chaos.zone).await;
     assert_eq!([chaos.qemu(&ssvm), chaos.qemu(&proxy)], before, "they went on");
     chaos.is_up(SSVM).await;
@@ -353,6 +362,7 @@ async fn a_download_goes_on_whatever_stops(chaos: &Chaos) {
     // SIGSTOP: connections stay, and nobody answers.
     let ganesha = chaos.ganesha();
     kill(ganesha, Signal::SIGSTOP).unwrap();
+    assert!(chaos.source.sent() < size, "the download was over too early");
     let stopped = Instant::now();
     chaos
         .says(SSVM, &["nfs://172.31.3.5/", "does not answer"], REASON_LIMIT)
@@ -489,9 +499,57 @@ async fn a_reboot_brings_it_back(chaos: &Chaos) {
     assert_eq!(chaos.qemu(&name), before);
 }
 
+/// Passwords of screens and private keys are in no log and on no command line, and files with them are their owner's alone.
+fn secrets_are_kept(zone: &UpZone) {
+    let data = zone.path().join("data");
+    let (mut secrets, mut files) = (vec![zone.state()["password"].as_str().unwrap().to_owned()], Vec::new());
+    collect(&data.join("vms"), &mut files);
+    for record in files.iter().filter(|file| file.ends_with("vm.json")) {
+        let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+        secrets.push(record["vnc_password"].as_str().unwrap().to_owned());
+    }
+    for key in ["ca/ca.key", "ssh/id_ecdsa"] {
+        let pem = fs::read_to_string(data.join(key)).unwrap();
+        secrets.push(pem.lines().nth(1).unwrap().to_owned());
+    }
+    assert!(
+        secrets.len() >= 5 && secrets.iter().all(|secret| secret.len() >= 8),
+        "a secret is missing"
+    );
+    let has_one = |bytes: &[u8]| {
+        secrets
+            .iter()
+            .any(|secret| bytes.windows(secret.len()).any(|part| part == secret.as_bytes()))
+    };
+    for (pid, line) in zone.processes() {
+        assert!(!has_one(line.as_bytes()), "on the command line of process {pid}");
+    }
+    files.clear();
+    collect(zone.path(), &mut files);
+    let mut found = 0;
+    for file in files {
+        let about = fs::symlink_metadata(&file).unwrap();
+        if !about.is_file() || about.len() > 4 * MIB || !has_one(&fs::read(&file).unwrap()) {
+            continue;
+        }
+        found += 1;
+        assert_eq!(
+            about.permissions().mode() & 0o077,
+            0,
+            "{} is not its owner's alone",
+            file.display()
+        );
+        let is_log = file.extension().is_some_and(|suffix| suffix == "log") || file.ends_with("log");
+        assert!(!is_log, "{} has a secret in it", file.display());
+    }
+    assert!(found >= 5, "the files of the secrets were not even found");
+}
+
 /// All of them, one after another.
 async fn cases(chaos: &Chaos) {
+    secrets_are_kept(&chaos.zone);
     let limit = if all() { ALL_LIMIT } else { CASE_LIMIT };
+    case("a console", limit, a_guest_does_what_is_typed(chaos)).await;
     case(
         "an agent without a link",
         limit,
