@@ -11,6 +11,7 @@ mod simulated;
 mod ssvm;
 mod stats;
 mod tls;
+mod zone;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ Examples:
   cargo run --release -p bench -- console                consoles, beside websockify
   cargo run --release -p bench -- image                  the system VM image, beside mmdebstrap
   cargo run --release -p bench -- ssvm                   a download beside curl and aria2c
+  cargo run --release -p bench -- zone                   a zone of virtual machines, up and down
 
 docs/benchmarks.md explains each line of the tables. SYSVM_LOG=debug shows the programs that are run.";
 
@@ -49,6 +51,7 @@ enum Measurement {
     Ssvm(ssvm::Args),
     Console(console::Args),
     Image(image::Args),
+    Zone(zone::Args),
     /// The console proxy of `console`, in a process of its own.
     #[command(hide = true)]
     ConsoleProxyOnly(console::ServeArgs),
@@ -77,6 +80,7 @@ fn run(measurement: Measurement) -> anyhow::Result<()> {
         Measurement::ConsoleProxyOnly(args) => console::serve(&args)?,
         Measurement::Image(args) => image::measure(&args)?,
         Measurement::Ssvm(args) => ssvm::measure(&args)?,
+        Measurement::Zone(args) => zone::measure(&args)?,
     };
     std::io::stdout()
         .lock()

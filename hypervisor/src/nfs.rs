@@ -18,8 +18,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use platform::exec::{Cmd, ExecError, Process};
 use platform::files::{self, Change, FileError};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -42,9 +42,12 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two looks at whether it is there.
 const WATCH: Duration = Duration::from_secs(1);
-/// Between two calls of a server that is there, and how many may stay without an answer.
-const ASK: Duration = Duration::from_secs(15);
-const MAX_SILENCE: u32 = 4;
+/// A server that is there answers within a moment; one that has said nothing for so long is silent, and after the longer time
+/// it is started anew.
+const SILENCE: Duration = Duration::from_millis(1500);
+const MAX_SILENCE: Duration = Duration::from_secs(75);
+/// Between two looks at its log.
+const TRIM: Duration = Duration::from_secs(15);
 /// Between two starts of one that ends again and again: the longest. One that has run for longer than [`CALM`] starts at
 /// once.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
@@ -96,6 +99,8 @@ struct Server {
     files: PathBuf,
     /// Held by whoever starts or stops it.
     changing: Mutex<()>,
+    /// Since when it does not answer, as who keeps it has seen.
+    silent: watch::Sender<Option<Instant>>,
 }
 
 /// Why there is no NFS server.
@@ -167,6 +172,7 @@ impl NfsServer {
             export,
             files: files.to_owned(),
             changing: Mutex::new(()),
+            silent: watch::Sender::new(None),
         })))
     }
 
@@ -221,6 +227,11 @@ impl NfsServer {
         self.0.answers().await
     }
 
+    /// For how long it has not answered, while somebody keeps it; `None`: it answers.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.0.silent.borrow().map(|since| since.elapsed())
+    }
+
     /// Starts it whenever it has ended or does not answer, until `stop`; then it is left running.
     pub async fn keep(&self, stop: CancellationToken) {
         stop.run_until_cancelled(self.keep_for_ever()).await;
@@ -228,27 +239,31 @@ impl NfsServer {
 
     async fn keep_for_ever(&self) {
         let mut pause = Duration::ZERO;
-        let (mut since, mut asked, mut silent) = (Instant::now(), Instant::now(), 0);
+        let (mut since, mut trimmed) = (Instant::now(), Instant::now());
         loop {
             sleep(WATCH).await;
+            let asked = Instant::now();
             if self.is_alive() {
-                if asked.elapsed() < ASK {
-                    continue;
+                if trimmed.elapsed() > TRIM {
+                    trimmed = Instant::now();
+                    if let Err(error) = self.0.trim_log() {
+                        warn!(
+                            error = platform::logging::chain(&error).to_string(),
+                            "Cannot shorten the NFS server's log"
+                        );
+                    }
                 }
-                silent = if self.answers().await.is_ok() { 0 } else { silent + 1 };
-                asked = Instant::now();
-                if let Err(error) = self.0.trim_log() {
-                    warn!(
-                        error = platform::logging::chain(&error).to_string(),
-                        "Cannot shorten the NFS server's log"
-                    );
-                }
-                if silent < MAX_SILENCE {
+                let answers = timeout(SILENCE, self.answers())
+                    .await
+                    .is_ok_and(|answer| answer.is_ok());
+                self.0.heard(answers, asked);
+                if self.silent_for().is_none_or(|silence| silence < MAX_SILENCE) {
                     continue;
                 }
                 warn!("The NFS server does not answer and is ended");
                 self.kill().await;
             }
+            self.0.heard(false, asked);
             if since.elapsed() > CALM {
                 pause = Duration::ZERO;
             }
@@ -261,7 +276,7 @@ impl NfsServer {
                     "The NFS server does not start"
                 );
             }
-            (since, asked, silent) = (Instant::now(), Instant::now(), 0);
+            since = Instant::now();
         }
     }
 }
@@ -316,6 +331,15 @@ impl Server {
         Ok(())
     }
 
+    /// It has answered, or not, when it was asked.
+    fn heard(&self, answers: bool, asked: Instant) {
+        self.silent.send_if_modified(|silent| {
+            let before = *silent;
+            *silent = if answers { None } else { Some(before.unwrap_or(asked)) };
+            before.is_some() != silent.is_some()
+        });
+    }
+
     /// rpcbind keeps the ports of a server that was killed: only an answer from the server itself tells.
     async fn answers(&self) -> io::Result<()> {
         let started = Instant::now();
@@ -324,7 +348,7 @@ impl Server {
             .connect((self.export.address, PORT).into(), ANSWER_LIMIT)
             .await?;
         let left = ANSWER_LIMIT.saturating_sub(started.elapsed());
-        let answer = tokio::time::timeout(left, rpc::null(&mut stream, 4)).await;
+        let answer = timeout(left, rpc::null(&mut stream, 4)).await;
         answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 

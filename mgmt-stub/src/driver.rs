@@ -86,6 +86,12 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Since when the secondary storage that it offers does not answer, and which one that is. `None`: it does, or there is
+    /// none.
+    fn storage_silent_since(&self) -> Option<(OffsetDateTime, String)> {
+        None
+    }
+
     /// Starts that it takes at the same time; more of them wait.
     fn parallel_starts(&self) -> usize {
         2

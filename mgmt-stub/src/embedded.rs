@@ -101,6 +101,7 @@ impl Embedded {
             primary: data_dir.join("primary"),
             accelerator,
             network: network.network().clone(),
+            store: Some(network.nfs().clone()),
             console_proxies: zone_network::CONSOLE_PROXIES,
             screens: network.networks().management.gateway,
             key: key.clone(),

@@ -209,6 +209,8 @@ impl SystemVms {
 
 /// `reason` of one that runs as it shall.
 const RUNNING: &str = "running";
+/// Beginning of the `reason` of one that is not there because its start failed.
+const CANNOT_BE_STARTED: &str = "cannot be started: ";
 
 fn started_again(why: &str) -> String {
     format!("{why}; being started again")

@@ -193,6 +193,15 @@ impl UpZone {
         connected.unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// Prints the end of the server's log.
+    pub fn show_log(&self) {
+        let log = fs::read_to_string(self.path().join("mgmt-stub.log")).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(60).collect();
+        for line in tail.iter().rev() {
+            println!("mgmt-stub: {line}");
+        }
+    }
+
     /// Command lines of all processes that have to do with this zone.
     ///
     /// # Panics
@@ -239,11 +248,7 @@ impl UpZone {
 impl Drop for UpZone {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.path().join("mgmt-stub.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            for line in tail.iter().rev() {
-                println!("mgmt-stub: {line}");
-            }
+            self.show_log();
         }
         for (pid, _) in self.processes() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

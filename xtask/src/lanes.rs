@@ -19,10 +19,11 @@ const BUILD_LIMIT: Duration = Duration::from_mins(30);
 const SHOWN: usize = 10;
 
 /// Tests of these names boot VMs: the longest first. One after another: each uses all processors while a VM boots.
-const WITH_VMS: [&str; 11] = [
+const WITH_VMS: [&str; 12] = [
     "adopted",
     "checklist",
     "power_cut",
+    "zone_chaos",
     "zone_vms",
     "image_boot",
     "image_matrix",

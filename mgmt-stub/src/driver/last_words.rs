@@ -57,6 +57,8 @@ pub(super) fn plain(line: &str) -> String {
                 Some(']') => drop(characters.by_ref().find(|c| matches!(c, '\u{7}' | '\\'))),
                 _ => {}
             }
+        } else if matches!(character, '\n' | '\t') {
+            plain.push(' ');
         } else if !character.is_control() {
             plain.push(character);
         }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use hypervisor::accelerator::Accelerator;
 use hypervisor::network::{Group, Network};
+use hypervisor::nfs::NfsServer;
 use hypervisor::ssh::Key;
 use hypervisor::vm::{Vm, VmError};
 use time::OffsetDateTime;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub accelerator: Accelerator,
     /// Where their NICs are.
     pub network: Network,
+    /// What SSVMs mount, when it is ours.
+    pub store: Option<NfsServer>,
     /// VMs of this group reach screens.
     pub console_proxies: Group,
     /// The address in there on which screens are served.
@@ -410,6 +413,11 @@ impl Driver for Qemu {
             progress.problem = self.inner.on(name).and_then(|vm| vm.trouble());
         }
         Some(progress)
+    }
+
+    fn storage_silent_since(&self) -> Option<(OffsetDateTime, String)> {
+        let store = self.inner.settings.store.as_ref()?;
+        Some((OffsetDateTime::now_utc() - store.silent_for()?, store.url()))
     }
 
     fn usage(&self, name: &str) -> Option<Usage> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::RUNNING;
 use super::place::Place;
+use super::{CANNOT_BE_STARTED, RUNNING};
 use crate::configuration::{
     AGENT_SILENCE_LIMIT, AGENT_START_LIMIT, CONSOLEPROXY_RESTART, Configuration, HA_ENABLED, HYPERVISOR_SILENCE_LIMIT,
 };
@@ -96,7 +96,7 @@ pub(super) fn of(facts: &Facts<'_>) -> Option<Diagnosis> {
         });
     }
     match facts.host {
-        Some(host) if host.status == HostStatus::Up => None,
+        Some(host) if host.status == HostStatus::Up => although_up(facts),
         host => Some(without_agent(facts, host)),
     }
 }
@@ -109,7 +109,7 @@ fn not_running(facts: &Facts<'_>) -> Diagnosis {
             Some(words) => (format!("{told}; {words}"), None),
             None => (told, None),
         },
-        InstanceState::Stopped if vm.reason.starts_with("cannot be started") => {
+        InstanceState::Stopped if vm.reason.starts_with(CANNOT_BE_STARTED) => {
             let help = "remove the cause; it is tried again without help, or start it (startSystemVm)";
             (told, Some(help.to_owned()))
         }
@@ -125,6 +125,28 @@ fn not_running(facts: &Facts<'_>) -> Diagnosis {
         what_to_do,
         since: vm.since,
     }
+}
+
+/// Its agent is Up, and it cannot do its work all the same.
+fn although_up(facts: &Facts<'_>) -> Option<Diagnosis> {
+    let vm = facts.vm;
+    if vm.kind == InstanceType::SecondaryStorageVm
+        && let Some((since, store)) = facts.driver.storage_silent_since()
+    {
+        return Some(Diagnosis {
+            reason: format!("it is Up, but the secondary storage {store} does not answer"),
+            what_to_do: Some(
+                "wait: the NFS server is started again if it does not come back by itself, and downloads go on".into(),
+            ),
+            since,
+        });
+    }
+    let problem = facts.driver.progress(&vm.name)?.problem?;
+    Some(Diagnosis {
+        reason: format!("it is Up, but {problem}"),
+        what_to_do: None,
+        since: vm.since,
+    })
 }
 
 /// It is on, and its agent is not Up.

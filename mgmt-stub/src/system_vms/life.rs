@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::spec::released_on_stop;
-use super::{RUNNING, SYSTEM, SystemVmError, SystemVms, alert_type, started_again};
+use super::{CANNOT_BE_STARTED, RUNNING, SYSTEM, SystemVmError, SystemVms, alert_type, started_again};
 use crate::configuration::SYSTEMVM_INSTANCE_NAME;
 use crate::driver::Power;
 use crate::host_status::HostEvent;
@@ -120,7 +120,12 @@ impl SystemVms {
     async fn start_locked(&self, vm: &Instance, end: Option<&str>) -> Result<Instance, StartFailed> {
         let store = &self.inner.store;
         let known = vm.reason.clone();
-        let starting = end.map_or_else(|| "being started".to_owned(), started_again);
+        let starting = match (end, known.strip_prefix(CANNOT_BE_STARTED)) {
+            (Some(end), _) => started_again(end),
+            // Who looks shall know why it is not there yet, also while that is tried once more.
+            (None, Some(failed)) => format!("being started again; the last start failed: {failed}"),
+            (None, None) => "being started".to_owned(),
+        };
         let event = InstanceEvent::StartRequested;
         let vm = store.instance_event(vm, event, starting.as_str()).await?;
         match self.power_on(&vm).await {
@@ -135,7 +140,7 @@ impl SystemVms {
                 Ok(vm)
             }
             Err(error) => {
-                let why = format!("cannot be started: {}", chain(&error));
+                let why = format!("{CANNOT_BE_STARTED}{}", chain(&error));
                 let stopped = store
                     .instance_event(&vm, InstanceEvent::OperationFailed, why.as_str())
                     .await?;

@@ -62,6 +62,7 @@ impl Host {
             primary: path.join("primary"),
             accelerator: Accelerator::Tcg,
             network: self.network.clone(),
+            store: None,
             console_proxies: zone_network::CONSOLE_PROXIES,
             screens: Ipv4Addr::LOCALHOST,
             key: Key::open_or_create(&path.join("ssh")).await.unwrap(),

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hypervisor::guest_channel::{
-    BootProgress, CheckOutcome, Finding, Link, LinkState, Outcome as GuestOutcome, Report,
+    BootProgress, CheckOutcome, Finding, Heartbeat, Link, LinkState, Memory, Outcome as GuestOutcome, Report,
 };
 use time::OffsetDateTime;
 
@@ -16,6 +16,10 @@ use crate::driver::{Outcome, Progress, Step};
 const MAX_GUEST_STEPS: usize = 32;
 /// Characters of a text from the VM.
 const MAX_TEXT: usize = 400;
+/// A VM that has less than this part of its memory left is about to end programs.
+const SHORT_OF_MEMORY: u64 = 20;
+/// Checks that fail because there is no link, or while the program starts.
+const CONSEQUENCES: [&str; 3] = ["listening", "service", "units"];
 /// A clock that says more is broken.
 const MAX_UPTIME: Duration = Duration::from_hours(24 * 3650);
 
@@ -86,6 +90,8 @@ pub(super) struct Facts {
     kernel_started: Option<OffsetDateTime>,
     link: Option<Link>,
     check: Option<Report>,
+    /// At the last sign of life.
+    memory: Memory,
 }
 
 impl Facts {
@@ -127,9 +133,10 @@ impl Facts {
         self.boot = Some(boot);
     }
 
-    /// The VM says for how long it has been running.
-    pub(super) fn uptime(&mut self, uptime: Duration, now: OffsetDateTime) {
-        self.kernel_started = before(now, uptime);
+    /// The VM says for how long it has been running, and what memory it has left.
+    pub(super) fn heartbeat(&mut self, heartbeat: &Heartbeat, now: OffsetDateTime) {
+        self.kernel_started = before(now, Duration::from_millis(heartbeat.uptime_ms));
+        self.memory = heartbeat.memory;
     }
 
     /// The VM says how its link to a management server is.
@@ -172,8 +179,26 @@ impl Facts {
     pub(super) fn guest_problem(&self) -> Option<String> {
         let boot = self.boot.as_ref();
         let told = boot.and_then(|boot| boot.problem.as_deref()).map(bounded);
-        // A check knows more of why there is no link than the link itself.
-        told.or_else(|| self.check_problem()).or_else(|| self.link_problem())
+        told.or_else(|| self.memory_problem()).or_else(|| {
+            // The link says what is wrong, a check perhaps why.
+            let parts: Vec<String> = self.link_problem().into_iter().chain(self.check_problem()).collect();
+            (!parts.is_empty()).then(|| parts.join("; "))
+        })
+    }
+
+    fn memory_problem(&self) -> Option<String> {
+        let Memory {
+            mem_total,
+            mem_available,
+            ..
+        } = self.memory;
+        (mem_available < mem_total / SHORT_OF_MEMORY).then(|| {
+            format!(
+                "it is out of memory: {} of {} MiB are left; give it more (consoleproxy.ram.size, secstorage.vm.ram.size)",
+                mem_available / 1024,
+                mem_total / 1024
+            )
+        })
     }
 
     /// Whether the VM has a reason to be looked into: it is up, and its agent is not linked.
@@ -194,7 +219,7 @@ impl Facts {
         }
         let mut findings = self.check.iter().flat_map(|report| &report.findings);
         findings
-            .find(|finding| finding.outcome == CheckOutcome::Error)
+            .find(|finding| finding.outcome == CheckOutcome::Error && !CONSEQUENCES.contains(&finding.check.as_str()))
             .map(said)
     }
 
@@ -272,8 +297,29 @@ mod tests {
             Message::BootProgress(boot) => facts.boot(boot, now),
             Message::AgentState(link) => facts.link(link),
             Message::CheckResult { report, .. } => facts.check(report),
+            Message::Heartbeat(heartbeat) => facts.heartbeat(&heartbeat, now),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Of a VM with 1000 MiB.
+    fn heartbeat(uptime_ms: u64, available_mib: u64) -> Value {
+        let memory = json!({"mem_total": 1000 << 10, "mem_available": available_mib << 10});
+        json!({"__name__": "heartbeat", "free-ram": "7", "memory-stat": memory, "uptime-ms": uptime_ms})
+    }
+
+    #[test]
+    fn a_vm_without_memory_is_told_from_one_that_has_some() {
+        let mut facts = Facts::default();
+        assert_eq!(facts.guest_problem(), None, "it has not said anything");
+        tell(&mut facts, &heartbeat(1, 49), at(0));
+        let problem = facts.guest_problem().unwrap();
+        assert!(
+            problem.starts_with("it is out of memory: 49 of 1000 MiB are left"),
+            "{problem}"
+        );
+        tell(&mut facts, &heartbeat(1, 50), at(5));
+        assert_eq!(facts.guest_problem(), None);
     }
 
     fn shown(facts: &Facts) -> Vec<String> {
@@ -306,7 +352,7 @@ mod tests {
             ]
         );
         // A heartbeat knows better when the kernel started.
-        facts.uptime(Duration::from_secs(7), at(9));
+        tell(&mut facts, &heartbeat(7000, 500), at(9));
         assert_eq!(shown(&facts)[2..], ["boot: hypervisor Done 7", "boot: line Waiting 8"]);
         assert_eq!(facts.progress().problem, None);
     }
@@ -326,8 +372,9 @@ mod tests {
             facts.progress().problem.unwrap(),
             "its agent has no link to 172.31.1.1:8250: no route to host"
         );
+        let other = json!({"check": "listening", "outcome": "error", "what": "nobody listens for consoles"});
         let finding = json!({"check": "gateway", "outcome": "error", "what": "172.31.1.1 does not answer", "todo": "look at its NIC"});
-        let report = json!({"outcome": "error", "findings": [finding]});
+        let report = json!({"outcome": "error", "findings": [other, finding]});
         tell(
             &mut facts,
             &json!({"__name__": "check-result", "id": 1, "report": report}),
@@ -335,7 +382,7 @@ mod tests {
         );
         assert_eq!(
             facts.progress().problem.unwrap(),
-            "gateway: 172.31.1.1 does not answer; look at its NIC"
+            "its agent has no link to 172.31.1.1:8250: no route to host; gateway: 172.31.1.1 does not answer; look at its NIC"
         );
         tell(
             &mut facts,
@@ -379,7 +426,7 @@ mod tests {
             });
             let boot = BootProgress { ready: false, problem: Some(problem), steps: steps.collect() };
             facts.boot(boot, at(0));
-            facts.uptime(Duration::from_millis(uptime), at(0));
+            tell(&mut facts, &heartbeat(uptime, 500), at(0));
             let progress = facts.progress();
             prop_assert!(progress.steps.len() <= MAX_GUEST_STEPS);
             let texts = progress.steps.iter().flat_map(|step| [&step.name, &step.detail]).chain(&progress.problem);

@@ -82,7 +82,7 @@ fn fold(message: Message, facts: &SharedFacts, now: OffsetDateTime) {
     match message {
         Message::BootProgress(progress) => facts.boot(progress, now),
         Message::AgentState(link) => facts.link(link),
-        Message::Heartbeat(heartbeat) => facts.uptime(Duration::from_millis(heartbeat.uptime_ms), now),
+        Message::Heartbeat(heartbeat) => facts.heartbeat(&heartbeat, now),
         Message::CheckResult { report, .. } => facts.check(report),
         _ => {}
     }

@@ -32,6 +32,8 @@ const CONSOLE_LINES: usize = 5;
 /// For an archive of 100 MB over an emulated network card.
 pub(super) const UPLOAD_LIMIT: Duration = Duration::from_mins(2);
 const DISK: &str = "disk.qcow2";
+/// A system VM with less would stop in its boot, and could not say why (docs/image.md).
+const MIN_MEMORY_MIB: u32 = 128;
 
 /// Why a step failed.
 pub(super) type Cause = Box<dyn Error + Send + Sync>;
@@ -131,16 +133,28 @@ impl Qemu {
 
     /// The text that a person gets: which step, why, what the VM says, and what to do.
     fn explain(&self, name: &str, facts: &SharedFacts, deed: Deed, cause: &str) -> DriverError {
-        let told = facts.lock().guest_problem();
-        let console = self.inner.path(name).ok().map(|directory| console(&directory));
+        let (told, are_arguments_bad) = {
+            let facts = facts.lock();
+            (facts.guest_problem(), facts.bad_arguments().is_some())
+        };
+        // Without a QEMU it is the one of the run before.
+        let has_run = deed != Deed::Qemu;
+        let console = self.inner.path(name).ok().filter(|_| has_run);
+        let console = console.map(|directory| self::console(&directory));
         let lines = console
             .and_then(|console| last_lines(&console, CONSOLE_LINES).ok())
             .unwrap_or_default();
         DriverError::Step {
             step: deed.name(),
             cause: cause.to_owned(),
-            told: told.map_or_else(String::new, |told| format!("; the VM says: {told}")),
-            remedy: deed.remedy(),
+            told: told
+                .filter(|told| told != cause)
+                .map_or_else(String::new, |told| format!("; the VM says: {told}")),
+            remedy: if are_arguments_bad {
+                "correct the setting that the argument comes from"
+            } else {
+                deed.remedy()
+            },
             console: if lines.is_empty() {
                 String::new()
             } else {
@@ -200,6 +214,13 @@ impl Qemu {
         let disk = match &spec.purpose {
             Purpose::User { disk } => disk.clone(),
             Purpose::ConsoleProxy { .. } | Purpose::SecondaryStorage { .. } => {
+                if spec.memory_mib < MIN_MEMORY_MIB {
+                    return Err(because(format!(
+                        "{} MiB are too little memory for a system VM, it needs {MIN_MEMORY_MIB}; set \
+                         consoleproxy.ram.size or secstorage.vm.ram.size",
+                        spec.memory_mib
+                    )));
+                }
                 let (disk, base) = self.system_disk(directory).await?;
                 record.base = base;
                 disk

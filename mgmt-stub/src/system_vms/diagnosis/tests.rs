@@ -14,6 +14,7 @@ struct FakeDriver {
     silent: Option<OffsetDateTime>,
     progress: Option<Progress>,
     words: Option<String>,
+    storage: Option<(OffsetDateTime, String)>,
 }
 
 impl Driver for FakeDriver {
@@ -47,6 +48,10 @@ impl Driver for FakeDriver {
 
     fn silent_since(&self, _name: &str) -> Option<OffsetDateTime> {
         self.silent
+    }
+
+    fn storage_silent_since(&self) -> Option<(OffsetDateTime, String)> {
+        self.storage.clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -260,4 +265,32 @@ fn a_vm_that_does_not_run_says_what_is_known_of_its_state() {
             STARTED,
         )
     );
+}
+
+#[test]
+fn a_vm_that_is_up_and_cannot_do_its_work_says_so() {
+    let up = host(HostStatus::Up, "connected");
+    let silent = FakeDriver {
+        storage: Some((LATER, "nfs://192.0.2.5/export".into())),
+        ..FakeDriver::default()
+    };
+    let mut vm = vm(InstanceState::Running, "running");
+    let (reason, _, since) = told(diagnose(&vm, Some(&up), &silent));
+    assert_eq!(
+        reason,
+        "it is Up, but the secondary storage nfs://192.0.2.5/export does not answer"
+    );
+    assert_eq!(since, LATER);
+    vm.kind = InstanceType::ConsoleProxy;
+    assert_eq!(diagnose(&vm, Some(&up), &silent), None, "it uses none");
+
+    let full = FakeDriver {
+        progress: Some(Progress {
+            steps: Vec::new(),
+            problem: Some("its disk has no space".into()),
+        }),
+        ..FakeDriver::default()
+    };
+    let (reason, ..) = told(diagnose(&vm, Some(&up), &full));
+    assert_eq!(reason, "it is Up, but its disk has no space");
 }
