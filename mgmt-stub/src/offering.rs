@@ -62,7 +62,13 @@ mod tests {
     #[test]
     fn ids_are_the_same_for_ever_and_found() {
         let ids = ALL.clone().map(|offering| offering.id.to_string());
-        assert_eq!(ids, ["62137f70-f43e-56a3-99a0-fe81901d91d4", "f5ba21fb-42c2-5211-8f96-192d98a7f393"]);
+        assert_eq!(
+            ids,
+            [
+                "62137f70-f43e-56a3-99a0-fe81901d91d4",
+                "f5ba21fb-42c2-5211-8f96-192d98a7f393"
+            ]
+        );
         assert_eq!(find(ALL[1].id).map(|offering| offering.memory_mib), Some(1024));
         assert_eq!(find(Uuid::nil()), None);
     }

@@ -36,12 +36,17 @@ impl World {
         let directory = server.data_dir().join("store");
         std::fs::create_dir(&directory).unwrap();
         let store = &server.management.store;
-        let image_store = store.add_image_store(ZoneId(1), "secondary", "nfs://172.31.3.5/export", None).await.unwrap();
+        let image_store = store
+            .add_image_store(ZoneId(1), "secondary", "nfs://172.31.3.5/export", None)
+            .await
+            .unwrap();
         store
             .set_image_store_directory(image_store.id, directory.display().to_string())
             .await
             .unwrap();
-        let image = Cmd::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(directory.join("a.qcow2"));
+        let image = Cmd::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(directory.join("a.qcow2"));
         image.arg("8M").run().await.unwrap();
         let template = Self::template(&server, "Debian 13", "a.qcow2").await;
         Self {
@@ -60,7 +65,9 @@ impl World {
             install_path: Some(path.into()),
             ..Progress::default()
         };
-        let done = store.download_event(on_stores[0].id, DownloadEvent::Done, progress, 1, None).await;
+        let done = store
+            .download_event(on_stores[0].id, DownloadEvent::Done, progress, 1, None)
+            .await;
         done.unwrap();
         template
     }
@@ -96,7 +103,10 @@ impl World {
             parameters.retain(|(known, _)| known != name);
             parameters.push(((*name).into(), (*value).into()));
         }
-        self.server.client.call_and_wait("deployVirtualMachine", &parameters).await
+        self.server
+            .client
+            .call_and_wait("deployVirtualMachine", &parameters)
+            .await
     }
 
     async fn deployed(&self, name: &str) -> Value {
@@ -104,7 +114,9 @@ impl World {
     }
 
     async fn vm(&self, id: &str) -> Value {
-        let mut all = self.api("listVirtualMachines", &[("id", id), ("listall", "true")]).await;
+        let mut all = self
+            .api("listVirtualMachines", &[("id", id), ("listall", "true")])
+            .await;
         all["virtualmachine"][0].take()
     }
 
@@ -181,16 +193,30 @@ async fn an_instance_lives_from_deploying_to_expunging_and_its_disk_with_it() {
     let vm = world.deployed("web-1").await;
     let (id, name) = (vm["id"].as_str().unwrap(), vm["instancename"].as_str().unwrap());
     let shown = |field: &str| vm[field].clone();
-    let fields = ["name", "displayname", "state", "hypervisor", "templatename", "serviceofferingname", "memory", "nic"];
+    let fields = [
+        "name",
+        "displayname",
+        "state",
+        "hypervisor",
+        "templatename",
+        "serviceofferingname",
+        "memory",
+        "nic",
+    ];
     let expected = ["web-1", "web-1", "Running", "KVM", "Debian 13", "Small Instance"];
-    assert_eq!(fields[..6].iter().map(|field| shown(field)).collect::<Vec<_>>(), expected);
+    assert_eq!(
+        fields[..6].iter().map(|field| shown(field)).collect::<Vec<_>>(),
+        expected
+    );
     assert_eq!((shown("memory"), shown("nic")), (json!(512), json!([])));
     assert_eq!(name, format!("i-1-{}-VM", 1));
     assert_eq!(world.calls(), [format!("start {name}")]);
     {
         let state = world.driver.state();
         let (spec, _) = &state.vms[name];
-        let Purpose::User { disk } = &spec.purpose else { panic!("{spec:?}") };
+        let Purpose::User { disk } = &spec.purpose else {
+            panic!("{spec:?}")
+        };
         assert!(disk.is_file() && disk.starts_with(world.pool()), "{}", disk.display());
         assert_eq!((spec.cpus, spec.memory_mib, spec.nics.len()), (1, 512, 0));
         assert_eq!(spec.vnc_password.expose().len(), 8);
@@ -199,14 +225,22 @@ async fn an_instance_lives_from_deploying_to_expunging_and_its_disk_with_it() {
 
     let second = world.deployed("web-2").await;
     assert_eq!(world.files(), 3, "the copy is used again");
-    let volumes = world.api("listVolumes", &[("virtualmachineid", id), ("listall", "true")]).await;
+    let volumes = world
+        .api("listVolumes", &[("virtualmachineid", id), ("listall", "true")])
+        .await;
     let volume = &volumes["volume"][0];
     assert_eq!(volume["count"], Value::Null);
-    assert_eq!((&volume["name"], &volume["state"], &volume["size"]), (&json!("ROOT-1"), &json!("Ready"), &json!(8 << 20)));
+    assert_eq!(
+        (&volume["name"], &volume["state"], &volume["size"]),
+        (&json!("ROOT-1"), &json!("Ready"), &json!(8 << 20))
+    );
     assert_eq!((&volume["vmname"], &volume["type"]), (&json!("web-1"), &json!("ROOT")));
     let pools = world.api("listStoragePools", &[]).await;
     let pool = &pools["storagepool"][0];
-    assert_eq!((&pool["scope"], &pool["type"], &pool["state"]), (&json!("HOST"), &json!("Filesystem"), &json!("Up")));
+    assert_eq!(
+        (&pool["scope"], &pool["type"], &pool["state"]),
+        (&json!("HOST"), &json!("Filesystem"), &json!("Up"))
+    );
     assert!(pool["disksizetotal"].as_u64() > pool["disksizeused"].as_u64(), "{pool}");
     assert!(pool["disksizeallocated"].as_u64() >= Some(16 << 20), "{pool}");
 
@@ -224,7 +258,11 @@ async fn an_instance_lives_from_deploying_to_expunging_and_its_disk_with_it() {
         let parameters: Vec<_> = one.iter().chain(more).copied().collect();
         let vm = world.api(command, &parameters).await;
         assert_eq!(vm["virtualmachine"]["state"], state, "{command}");
-        let expected: Vec<_> = Some(call).filter(|call| !call.is_empty()).map(|call| format!("{call} {name}")).into_iter().collect();
+        let expected: Vec<_> = Some(call)
+            .filter(|call| !call.is_empty())
+            .map(|call| format!("{call} {name}"))
+            .into_iter()
+            .collect();
         assert_eq!(world.calls(), expected, "{command}");
     }
     assert_eq!(
@@ -233,18 +271,42 @@ async fn an_instance_lives_from_deploying_to_expunging_and_its_disk_with_it() {
     );
     world.api("recoverVirtualMachine", &one).await;
     assert_eq!(world.vm(id).await["state"], "Stopped");
-    world.api("destroyVirtualMachine", &[("id", id), ("expunge", "true")]).await;
+    world
+        .api("destroyVirtualMachine", &[("id", id), ("expunge", "true")])
+        .await;
     assert_eq!(world.calls(), [format!("destroy {name}")]);
-    assert!(world.refusal("startVirtualMachine", &one).await.contains("entity does not exist"));
+    assert!(
+        world
+            .refusal("startVirtualMachine", &one)
+            .await
+            .contains("entity does not exist")
+    );
     assert_eq!(world.files(), 2);
     let left = world.api("listVirtualMachines", &[("listall", "true")]).await;
-    assert_eq!((&left["count"], &left["virtualmachine"][0]["id"]), (&json!(1), &second["id"]));
+    assert_eq!(
+        (&left["count"], &left["virtualmachine"][0]["id"]),
+        (&json!(1), &second["id"])
+    );
 
-    let events = world.api("listEvents", &[("listall", "true"), ("state", "Completed")]).await;
-    let mut types: Vec<_> = events["event"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let events = world
+        .api("listEvents", &[("listall", "true"), ("state", "Completed")])
+        .await;
+    let mut types: Vec<_> = events["event"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     types.sort_unstable();
     types.dedup();
-    for wanted in ["VM.CREATE", "VM.DESTROY", "VM.REBOOT", "VM.RECOVER", "VM.START", "VM.STOP"] {
+    for wanted in [
+        "VM.CREATE",
+        "VM.DESTROY",
+        "VM.REBOOT",
+        "VM.RECOVER",
+        "VM.START",
+        "VM.STOP",
+    ] {
         assert!(types.contains(&wanted), "{wanted}: {types:?}");
     }
 }
@@ -264,13 +326,31 @@ async fn an_instance_that_ends_by_itself_is_stopped_and_one_that_cannot_be_made_
 
     world.driver.state().is_broken = true;
     let error = world.deploy(&[("name", "web-2")]).await.unwrap_err().to_string();
-    assert!(error.contains("the hypervisor could not start instance web-2"), "{error}");
-    let failed = world.api("listVirtualMachines", &[("state", "Error"), ("listall", "true")]).await;
+    assert!(
+        error.contains("the hypervisor could not start instance web-2"),
+        "{error}"
+    );
+    let failed = world
+        .api("listVirtualMachines", &[("state", "Error"), ("listall", "true")])
+        .await;
     let failed = &failed["virtualmachine"][0];
-    assert!(failed["reason"].as_str().unwrap().starts_with("cannot be started: the hypervisor could not"), "{failed}");
+    assert!(
+        failed["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with("cannot be started: the hypervisor could not"),
+        "{failed}"
+    );
     let id = failed["id"].as_str().unwrap();
-    world.api("destroyVirtualMachine", &[("id", id), ("expunge", "true")]).await;
-    assert!(world.refusal("startVirtualMachine", &[("id", id)]).await.contains("entity does not exist"));
+    world
+        .api("destroyVirtualMachine", &[("id", id), ("expunge", "true")])
+        .await;
+    assert!(
+        world
+            .refusal("startVirtualMachine", &[("id", id)])
+            .await
+            .contains("entity does not exist")
+    );
 
     // An image that nobody should open: the job says so, and nothing is left.
     let directory = world.server.data_dir().join("store");
@@ -278,8 +358,15 @@ async fn an_instance_that_ends_by_itself_is_stopped_and_one_that_cannot_be_made_
     bad.arg(directory.join("bad.qcow2")).arg("1M").run().await.unwrap();
     let bad = World::template(&world.server, "Bad", "bad.qcow2").await;
     let before = world.files();
-    let error = world.deploy(&[("name", "web-3"), ("templateid", &bad.uuid.to_string())]).await.unwrap_err().to_string();
-    assert!(error.contains("template Bad cannot be copied to primary storage") && error.contains("it names a backing file"), "{error}");
+    let error = world
+        .deploy(&[("name", "web-3"), ("templateid", &bad.uuid.to_string())])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("template Bad cannot be copied to primary storage") && error.contains("it names a backing file"),
+        "{error}"
+    );
     assert_eq!(world.files(), before);
 }
 
@@ -288,11 +375,17 @@ async fn what_is_not_possible_is_refused_before_anything_is_made() {
     let world = World::new().await;
     let nobody = "6d1f2a34-0b8e-4c5d-9e7f-112233445566";
     for (more, words) in [
-        (("networkids", nobody), "parameter networkids cannot be used: there are no guest networks yet"),
+        (
+            ("networkids", nobody),
+            "parameter networkids cannot be used: there are no guest networks yet",
+        ),
         (("rootdisksize", "20"), "as big as its template"),
         (("userdata", "eA=="), "no virtual router yet"),
         (("keypair", "mine"), "no virtual router yet"),
-        (("details[0].cpuOvercommitRatio", "2"), "parameter details cannot be used"),
+        (
+            ("details[0].cpuOvercommitRatio", "2"),
+            "parameter details cannot be used",
+        ),
         (("zoneid", nobody), "zoneid"),
         (("templateid", nobody), "templateid"),
         (("serviceofferingid", nobody), "serviceofferingid"),
@@ -305,19 +398,36 @@ async fn what_is_not_possible_is_refused_before_anything_is_made() {
     }
     let store = &world.server.management.store;
     let (waiting, _) = store.create_template(facts("Waiting"), Vec::new()).await.unwrap();
-    let foreign = TemplateFacts { hypervisor: "VMware".into(), ..facts("Foreign") };
+    let foreign = TemplateFacts {
+        hypervisor: "VMware".into(),
+        ..facts("Foreign")
+    };
     let (foreign, _) = store.create_template(foreign, Vec::new()).await.unwrap();
-    let iso = TemplateFacts { kind: TemplateKind::Iso, ..facts("Installer") };
+    let iso = TemplateFacts {
+        kind: TemplateKind::Iso,
+        ..facts("Installer")
+    };
     let (iso, _) = store.create_template(iso, Vec::new()).await.unwrap();
-    for (template, words) in [(waiting, "not ready yet"), (foreign, "is for VMware, and this zone has KVM"), (iso, "is an ISO")] {
-        let error = world.deploy(&[("templateid", &template.uuid.to_string())]).await.unwrap_err().to_string();
+    for (template, words) in [
+        (waiting, "not ready yet"),
+        (foreign, "is for VMware, and this zone has KVM"),
+        (iso, "is an ISO"),
+    ] {
+        let error = world
+            .deploy(&[("templateid", &template.uuid.to_string())])
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(words), "{error}");
     }
     assert!(world.calls().is_empty());
     assert!(store.instances().await.unwrap().is_empty());
 
     // Clients send these, and they change nothing that is there.
-    let vm = world.deploy(&[("keyboard", "None"), ("networkids", ""), ("startvm", "false")]).await.unwrap();
+    let vm = world
+        .deploy(&[("keyboard", "None"), ("networkids", ""), ("startvm", "false")])
+        .await
+        .unwrap();
     let vm = &vm["virtualmachine"];
     assert_eq!(vm["state"], "Stopped");
     assert!(vm["name"].as_str().unwrap().starts_with("VM-"), "{vm}");
@@ -329,26 +439,52 @@ async fn users_see_and_steer_their_own_only_and_hear_no_paths() {
     let world = World::new().await;
     let vm = world.deployed("web-1").await;
     let id = vm["id"].as_str().unwrap();
-    assert_eq!(world.as_user("listVirtualMachines", &[("listall", "true")]).await, Ok(json!({})));
-    assert_eq!(world.as_user("listVolumes", &[("listall", "true")]).await, Ok(json!({})));
-    for command in ["startVirtualMachine", "stopVirtualMachine", "rebootVirtualMachine", "destroyVirtualMachine"] {
+    assert_eq!(
+        world.as_user("listVirtualMachines", &[("listall", "true")]).await,
+        Ok(json!({}))
+    );
+    assert_eq!(
+        world.as_user("listVolumes", &[("listall", "true")]).await,
+        Ok(json!({}))
+    );
+    for command in [
+        "startVirtualMachine",
+        "stopVirtualMachine",
+        "rebootVirtualMachine",
+        "destroyVirtualMachine",
+    ] {
         let (code, text) = world.as_user(command, &[("id", id)]).await.unwrap_err();
-        assert!(code == Code::Parameter && text.contains("entity does not exist"), "{command}: {text}");
+        assert!(
+            code == Code::Parameter && text.contains("entity does not exist"),
+            "{command}: {text}"
+        );
     }
-    let (code, _) = world.as_user("createConsoleEndpoint", &[("virtualmachineid", id)]).await.unwrap_err();
+    let (code, _) = world
+        .as_user("createConsoleEndpoint", &[("virtualmachineid", id)])
+        .await
+        .unwrap_err();
     assert_eq!(code, Code::Parameter);
     for command in ["expungeVirtualMachine", "recoverVirtualMachine"] {
         let (code, text) = world.as_user(command, &[("id", id)]).await.unwrap_err();
-        assert!(code == Code::Permission && text.contains("allow.user.expunge.recover.vm"), "{command}: {text}");
+        assert!(
+            code == Code::Permission && text.contains("allow.user.expunge.recover.vm"),
+            "{command}: {text}"
+        );
     }
     let (code, text) = world.as_user("listStoragePools", &[]).await.unwrap_err();
-    assert_eq!((code, text.as_str()), (Code::Permission, "listStoragePools is for administrators"));
+    assert_eq!(
+        (code, text.as_str()),
+        (Code::Permission, "listStoragePools is for administrators")
+    );
 
     // A template that is not public is not his either.
     let template = world.template.uuid.to_string();
     let mut wanted = world.wanted().await;
     wanted[2].1 = template;
-    let wanted: Vec<(&str, &str)> = wanted.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let wanted: Vec<(&str, &str)> = wanted
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     let (code, text) = world.as_user("deployVirtualMachine", &wanted).await.unwrap_err();
     assert!(code == Code::Parameter && text.contains("templateid"), "{text}");
 }
@@ -361,10 +497,16 @@ async fn consoles_find_the_screen_that_the_driver_tells() {
     assert_eq!((&vm["hasscreen"], &vm["vncport"]), (&json!(true), &json!(5900)));
     let console = |answer: &Value| answer["consoleendpoint"]["details"].as_str().unwrap().to_owned();
     let details = console(&world.api("createConsoleEndpoint", &[("virtualmachineid", id)]).await);
-    assert!(details.starts_with("no console proxy is connected"), "only a proxy lacks: {details}");
+    assert!(
+        details.starts_with("no console proxy is connected"),
+        "only a proxy lacks: {details}"
+    );
     world.api("stopVirtualMachine", &[("id", id)]).await;
     let details = console(&world.api("createConsoleEndpoint", &[("virtualmachineid", id)]).await);
-    assert_eq!(details, "instance web-1 is Stopped: only a running instance has a console");
+    assert_eq!(
+        details,
+        "instance web-1 is Stopped: only a running instance has a console"
+    );
 }
 
 #[tokio::test]
@@ -379,7 +521,10 @@ async fn a_server_that_comes_back_finds_instances_as_they_are() {
     } = world;
     driver.end(off["instancename"].as_str().unwrap(), "exited: signal 15");
     // As after a kill in the middle: a file that belongs to nothing, one that is not finished.
-    let stray = server.data_dir().join("primary").join("6d1f2a34-0b8e-4c5d-9e7f-112233445566");
+    let stray = server
+        .data_dir()
+        .join("primary")
+        .join("6d1f2a34-0b8e-4c5d-9e7f-112233445566");
     let half = server.data_dir().join("primary").join(".part-x-new");
     for path in [&stray, &half] {
         let _ = platform::files::replace(path, "x", 0o600).unwrap();
@@ -402,7 +547,9 @@ async fn a_server_that_comes_back_finds_instances_as_they_are() {
 async fn what_was_destroyed_long_ago_goes_and_the_template_that_nobody_needs() {
     let world = World::new().await;
     for (name, value) in [("expunge.delay", "0"), ("expunge.interval", "0")] {
-        world.api("updateConfiguration", &[("name", name), ("value", value)]).await;
+        world
+            .api("updateConfiguration", &[("name", name), ("value", value)])
+            .await;
     }
     let vm = world.deployed("web-1").await;
     let id = vm["id"].as_str().unwrap();
