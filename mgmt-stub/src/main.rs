@@ -7,8 +7,15 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use commands::{api, hosts, issue_certificate, reset_admin_password, serve, stop_system_vms};
+use commands::{
+    Ended, api, doctor, down, hosts, issue_certificate, reset_admin_password, serve, status, stop_system_vms,
+    system_vm, template, up, vm,
+};
+use mgmt_stub::client::ClientError;
 use platform::{crypto, exit, logging};
+
+/// Nobody answers, or what was waited for is not ready.
+const NOT_UP: u8 = 3;
 
 /// The management server of a zone: keeps the agents of its system VMs.
 ///
@@ -49,13 +56,35 @@ enum Command {
     /// server and the zone's network. Stop the server first: it would start them again. Works also after everything was
     /// killed.
     StopSystemVms,
+    /// Look whether this machine can run a zone, and say how to mend what is wrong.
+    Doctor(doctor::Doctor),
+    /// Start a server that goes on by itself, with its zone, and wait until that is ready.
+    Up(Box<up::Up>),
+    /// End the server, its VMs and their network. The data stay.
+    Down(down::Down),
+    /// Show what is up, what is not, why, and what to do; or wait until all is.
+    Status(status::Status),
+    /// System VMs: list, show, start, stop, reboot, destroy, log, checks.
+    Sysvm(system_vm::SystemVm),
+    /// Templates: list, register, delete.
+    Template(template::Template),
+    /// VMs of users: list, deploy, start, stop, reboot, destroy, recover.
+    Vm(vm::Vm),
+    /// Print the URL of a VM's console.
+    Console(vm::Console),
     /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
     IssueCertificate(issue_certificate::IssueCertificate),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::init();
+    match &cli.command {
+        Command::Serve(_) | Command::ResetAdminPassword | Command::StopSystemVms | Command::IssueCertificate(_) => {
+            logging::init()
+        }
+        // They answer a person, who is not to read how.
+        _ => logging::init_quietly(),
+    }
     crypto::install();
     let threads = match &cli.command {
         Command::Serve(serve) => usize::from(serve.threads),
@@ -69,20 +98,35 @@ fn main() -> ExitCode {
         .context("starting the threads")
         .and_then(|runtime| runtime.block_on(run(cli)));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::failed(&error),
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Failed) => ExitCode::FAILURE,
+        Ok(Ended::NotReady) => ExitCode::from(NOT_UP),
+        Err(error) => {
+            let code = exit::failed(&error);
+            let is_not_up = matches!(error.downcast_ref(), Some(ClientError::NotThere { .. }));
+            if is_not_up { ExitCode::from(NOT_UP) } else { code }
+        }
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<Ended> {
     match cli.command {
+        Command::Up(arguments) => return up::run(&cli.data_dir, *arguments).await,
+        Command::Down(arguments) => return down::run(&cli.data_dir, arguments).await,
+        Command::Status(arguments) => return status::run(&cli.data_dir, arguments).await,
+        Command::Sysvm(arguments) => return system_vm::run(&cli.data_dir, arguments).await,
+        Command::Template(arguments) => return template::run(&cli.data_dir, arguments).await,
+        Command::Vm(arguments) => return vm::run(&cli.data_dir, arguments).await,
+        Command::Console(arguments) => return vm::console(&cli.data_dir, arguments).await,
+        Command::Doctor(arguments) => return doctor::run(&cli.data_dir, arguments).await,
         Command::Serve(arguments) => serve::run(&cli.data_dir, *arguments).await,
         Command::Hosts { json } => hosts::run(&cli.data_dir, json).await,
         Command::Api(arguments) => api::run(&cli.data_dir, arguments).await,
         Command::ResetAdminPassword => reset_admin_password::run(&cli.data_dir).await,
         Command::StopSystemVms => stop_system_vms::run(&cli.data_dir).await,
         Command::IssueCertificate(arguments) => issue_certificate::run(&cli.data_dir, arguments).await,
-    }
+    }?;
+    Ok(Ended::Done)
 }
 
 #[cfg(test)]

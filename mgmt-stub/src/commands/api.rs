@@ -1,12 +1,12 @@
 //! `api`: any command of the API, as the administrator.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use clap::Args;
 use mgmt_stub::client::Client;
 use platform::{files, logging};
+
+use super::print;
 
 /// Bytes of a parameter's value in a file.
 const MAX_VALUE: u64 = 64 << 10;
@@ -45,10 +45,7 @@ pub(crate) async fn run(data_dir: &Path, arguments: Api) -> anyhow::Result<()> {
     } else {
         client.call_and_wait(command, parameters).await?
     };
-    let text = format!("{answer:#}\n");
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing the answer")
+    print(&format!("{answer:#}\n"))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

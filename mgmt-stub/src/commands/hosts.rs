@@ -1,6 +1,5 @@
 //! `hosts`: the agents that have ever connected.
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -10,6 +9,9 @@ use mgmt_stub::store::host::Host;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::print;
+use super::table::Table;
+
 /// Lists them.
 pub(crate) async fn run(data_dir: &Path, json: bool) -> anyhow::Result<()> {
     let hosts = Store::open_read_only(data_dir)
@@ -17,7 +19,7 @@ pub(crate) async fn run(data_dir: &Path, json: bool) -> anyhow::Result<()> {
         .hosts()
         .await?;
     let text = if json { hosts_json(&hosts) } else { hosts_table(&hosts) };
-    std::io::stdout().write_all(text.as_bytes()).context("writing the list")
+    print(&text)
 }
 
 fn hosts_json(hosts: &[Host]) -> String {
@@ -48,7 +50,7 @@ fn hosts_table(hosts: &[Host]) -> String {
     if hosts.is_empty() {
         return "No agent has connected yet.\n".into();
     }
-    let header = [
+    let mut table = Table::new(&[
         "ID",
         "NAME",
         "TYPE",
@@ -57,38 +59,21 @@ fn hosts_table(hosts: &[Host]) -> String {
         "PUBLIC IP",
         "LAST PING",
         "REASON",
-    ];
-    let rows = hosts.iter().map(|host| {
-        let ip = |ip: Option<IpAddr>| ip.map_or_else(|| "-".into(), |ip| ip.to_string());
-        [
-            host.id.to_string(),
-            host.name.clone(),
-            host.host_type.as_str().into(),
-            host.status.as_str().into(),
-            ip(host.private.ip),
-            ip(host.public.ip),
-            host.last_ping.map_or_else(|| "never".into(), ago),
-            host.status_reason.clone(),
-        ]
-        .map(|cell| cell.escape_debug().to_string())
-    });
-    let rows: Vec<[String; 8]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &[String; 8]| {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    ]);
+    for host in hosts {
+        let ip = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+        table.row([
+            &host.id.to_string(),
+            &host.name,
+            host.host_type.as_str(),
+            host.status.as_str(),
+            &ip(host.private.ip),
+            &ip(host.public.ip),
+            &host.last_ping.map_or_else(|| "never".into(), ago),
+            &host.status_reason,
+        ]);
+    }
+    table.to_string()
 }
 
 /// How long ago, in one unit.

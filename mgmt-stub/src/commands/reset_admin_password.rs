@@ -1,13 +1,11 @@
 //! `reset-admin-password`.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use mgmt_stub::password;
 use tracing::info;
 
-use super::open_for_one_change;
+use super::{open_for_one_change, print};
 
 /// Makes a password that is good for one login.
 pub(crate) async fn run(data_dir: &Path) -> anyhow::Result<()> {
@@ -21,7 +19,5 @@ pub(crate) async fn run(data_dir: &Path) -> anyhow::Result<()> {
         user = administrator.username,
         "New password, good for one login; the web page then asks for another"
     );
-    std::io::stdout()
-        .write_all(format!("{}\n", password.expose()).as_bytes())
-        .context("writing the password")
+    print(&format!("{}\n", password.expose()))
 }

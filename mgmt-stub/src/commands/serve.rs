@@ -16,6 +16,7 @@ use mgmt_stub::driver::in_process::{self as simulation, InProcess};
 use mgmt_stub::driver::processes::{Processes, Programs};
 use mgmt_stub::embedded::{Embedded, EmbeddedOptions};
 use mgmt_stub::management::Management;
+use mgmt_stub::running::Running;
 use mgmt_stub::server::{Fixed, Server};
 use mgmt_stub::settings::Settings;
 use mgmt_stub::store::Store;
@@ -102,7 +103,7 @@ pub(crate) struct Serve {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DriverKind {
+pub(crate) enum DriverKind {
     None,
     Processes,
     Qemu,
@@ -223,6 +224,15 @@ pub(crate) async fn run(data_dir: &Path, arguments: Serve) -> anyhow::Result<()>
     }
     info!(listen = %server.local_addr()?, id = server.id(), "Serving agents");
     info!(listen = %web.local_addr()?, "Serving the page at /client/ and the API at /client/api");
+    let driver = arguments.driver.to_possible_value();
+    let driver = driver.map_or_else(String::new, |value| value.get_name().to_owned());
+    Running::this(
+        driver,
+        web.local_addr()?,
+        arguments.console_listen,
+        server.local_addr()?,
+    )
+    .save(data_dir)?;
     let stopping = CancellationToken::new();
     let mut background = JoinSet::new();
     background.spawn(web.serve(mgmt_stub::api::Api::new(Arc::clone(&management)), stopping.clone()));
@@ -240,6 +250,7 @@ pub(crate) async fn run(data_dir: &Path, arguments: Serve) -> anyhow::Result<()>
         .await;
     while background.join_next().await.is_some() {}
     management.jobs.stop().await;
+    Running::forget(data_dir);
     Ok(())
 }
 
@@ -346,7 +357,7 @@ fn local_store(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn one_address(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn one_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "write it like 192.0.2.10:6080".to_owned())?;
     if address.ip().is_unspecified() || address.port() == 0 {
         return Err("name one address and port: browsers are sent there".into());

@@ -1,6 +1,5 @@
 //! `stop-system-vms`: what a server has left running.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -9,8 +8,16 @@ use mgmt_stub::embedded::Embedded;
 use mgmt_stub::store::Store;
 use tracing::error;
 
-/// Ends it.
+use super::print;
+
+/// Ends it, and says what that was.
 pub(crate) async fn run(data_dir: &Path) -> anyhow::Result<()> {
+    let names = stop_all(data_dir).await?;
+    print(&names.into_iter().map(|name| name + "\n").collect::<String>())
+}
+
+/// Ends it; the names of the VMs.
+pub(crate) async fn stop_all(data_dir: &Path) -> anyhow::Result<Vec<String>> {
     // Held until they have ended: a server that starts meanwhile would start them again.
     let _store = Store::open(data_dir).context("making sure that no server runs")?;
     let nothing = Programs {
@@ -20,17 +27,16 @@ pub(crate) async fn run(data_dir: &Path) -> anyhow::Result<()> {
     };
     let (processes, not_stopped) = open_processes(data_dir, nothing)?.stop_all().await;
     let (vms, not_removed) = Embedded::remove(data_dir).await;
-    let mut stdout = std::io::stdout();
-    for name in processes.into_iter().chain(vms) {
-        writeln!(stdout, "{name}").context("writing the list")?;
-    }
     // One reason to look is enough for the exit status; the log has all.
     let mut failed = not_stopped.into_iter().map(anyhow::Error::from).chain(not_removed);
     let first = failed.next();
     for error in failed {
         error!(error = format!("{error:#}"), "Something could not be ended");
     }
-    first.map_or(Ok(()), Err)
+    match first {
+        Some(error) => Err(error),
+        None => Ok(processes.into_iter().chain(vms).collect()),
+    }
 }
 
 pub(crate) fn open_processes(data_dir: &Path, programs: Programs) -> anyhow::Result<Processes> {
