@@ -21,6 +21,9 @@ const NOT_UP: u8 = 3;
 ///
 /// All state is in one directory: the database (mgmt-stub.sqlite3) and the certificate authority (ca/). Logs go to
 /// standard error; SYSVM_LOG=debug shows every message.
+///
+/// Exit codes: 0 done; 1 refused, or failed; 2 the command line is wrong; 3 the server does not run, or what was waited for
+/// is not ready.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -47,7 +50,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Call a command of the running server's API, over its socket, as administrator.
     Api(api::Api),
     /// Make a new password for the administrator and print it, also while the server runs. It is good for one login,
     /// after which he chooses another; his sessions end.
@@ -56,21 +58,13 @@ enum Command {
     /// server and the zone's network. Stop the server first: it would start them again. Works also after everything was
     /// killed.
     StopSystemVms,
-    /// Look whether this machine can run a zone, and say how to mend what is wrong.
     Doctor(doctor::Doctor),
-    /// Start a server that goes on by itself, with its zone, and wait until that is ready.
     Up(Box<up::Up>),
-    /// End the server, its VMs and their network. The data stay.
     Down(down::Down),
-    /// Show what is up, what is not, why, and what to do; or wait until all is.
     Status(status::Status),
-    /// System VMs: list, show, start, stop, reboot, destroy, log, checks.
     Sysvm(system_vm::SystemVm),
-    /// Templates: list, register, delete.
     Template(template::Template),
-    /// VMs of users: list, deploy, start, stop, reboot, destroy, recover.
     Vm(vm::Vm),
-    /// Print the URL of a VM's console.
     Console(vm::Console),
     /// Issue a certificate with its key, to be copied to a system VM. Works only where the server's files are.
     IssueCertificate(issue_certificate::IssueCertificate),

@@ -15,8 +15,9 @@ const GRACE: Duration = Duration::from_secs(30);
 /// What a data directory has once a server has used it.
 const MARK: &str = "mgmt-stub.lock";
 
-/// Ends the server, then its VMs, the NFS server and the zone's network. The data stay for the next `up`. Works also after
-/// everything was killed; where nothing is up it does nothing.
+/// End the server, its VMs and their network. The data stay.
+///
+/// Works also after everything was killed; where nothing is up it does nothing.
 ///
 /// Examples:
 ///   mgmt-stub down

@@ -35,7 +35,7 @@ const FIRST_PASSWORD: &str = "first-password";
 const MAX_LOG: u64 = 64 << 20;
 const LOG_LINES: usize = 25;
 
-/// Starts a server that goes on by itself, with its zone, and waits until the zone is ready.
+/// Start a server that goes on by itself, with its zone, and wait until that is ready.
 ///
 /// Where one runs already it only waits. Before it starts it looks whether this machine can run a zone, as `doctor` does.
 /// When it is interrupted or the time is over what was started goes on: `status` shows how far it is, `down` ends it.
