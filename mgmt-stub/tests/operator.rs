@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use platform::exec::{Cmd, Exited};
@@ -34,11 +34,19 @@ fn free_ports() -> [String; 2] {
 }
 
 /// A zone that is up; `down` ends it when it is dropped, too.
-struct Zone(TempDir);
+struct Zone {
+    /// What its data directory is made in.
+    _place: TempDir,
+    data: PathBuf,
+}
 
 impl Zone {
     async fn up() -> (Self, Value) {
-        let zone = Self(tempdir().unwrap());
+        let place = tempdir().unwrap();
+        let zone = Self {
+            data: place.path().join("data"),
+            _place: place,
+        };
         let [http, console] = free_ports();
         let words = [
             "up",
@@ -62,7 +70,7 @@ impl Zone {
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        &self.data
     }
 
     fn pid(&self) -> Option<i32> {

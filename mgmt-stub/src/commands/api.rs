@@ -11,7 +11,7 @@ use super::print;
 /// Bytes of a parameter's value in a file.
 const MAX_VALUE: u64 = 64 << 10;
 
-/// Call any command of the running server's API, as administrator.
+/// Call any command of the running server's API, as administrator
 ///
 /// The answer is printed as JSON; a job's result when it is over. What the server refuses is told on standard error, and
 /// the exit code is 1.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::table::plain;
 use super::{Ended, print};
 
-/// Look whether this machine can run a zone, and say how to mend what is wrong. It changes nothing.
+/// Look whether this machine can run a zone, and say how to mend what is wrong. It changes nothing
 ///
 /// The exit code is 1 if something is an error: a zone would not come up. Warnings are for you to weigh.
 ///

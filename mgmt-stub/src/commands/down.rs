@@ -11,11 +11,11 @@ use serde_json::json;
 use super::{Ended, print, stop_system_vms, tell};
 
 /// For a server to end its links and its work.
-const GRACE: Duration = Duration::from_secs(30);
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 /// What a data directory has once a server has used it.
 const MARK: &str = "mgmt-stub.lock";
 
-/// End the server, its VMs and their network. The data stay.
+/// End the server, its VMs and their network. The data stay
 ///
 /// Works also after everything was killed; where nothing is up it does nothing.
 ///

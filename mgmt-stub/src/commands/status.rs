@@ -16,7 +16,7 @@ use super::{Ended, print, tell};
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Show what is up, what is not, why, and what to do; or wait until all is.
+/// Show what is up, what is not, why, and what to do; or wait until all is
 ///
 /// It shows the server, its zone, hosts, system VMs with the reason why one is not of use and what to do, and templates that
 /// are not ready.

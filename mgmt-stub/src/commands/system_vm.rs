@@ -22,7 +22,7 @@ const CHECKS_LIMIT: Duration = Duration::from_mins(2);
 /// Bytes of a log that are shown when nobody says how many lines.
 const MAX_LOG: u64 = 1 << 20;
 
-/// System VMs: list, show, start, stop, reboot, destroy, log, checks.
+/// System VMs: list, show, start, stop, reboot, destroy, log, checks
 ///
 /// NAME is a name or an id.
 ///

@@ -16,7 +16,7 @@ use super::{Ended, print, tell};
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(400);
 
-/// Templates, which VMs are made of: list, register, delete.
+/// Templates, which VMs are made of: list, register, delete
 ///
 /// Examples:
 ///   mgmt-stub template register https://example.org/debian.qcow2 --name debian --checksum SHA256-DIGITS --wait

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use super::doctor::{self, Finding, Purpose, Wanted};
 use super::serve::{DriverKind, one_address};
 use super::status;
 use super::table::plain;
-use super::{Ended, open_for_one_change, print, tell};
+use super::{Ended, down, open_for_one_change, print, tell};
 
 /// It opens its database and its sockets, and with virtual machines makes their networks and starts the NFS server before.
 const SERVER_LIMIT: Duration = Duration::from_mins(2);
@@ -35,18 +36,19 @@ const FIRST_PASSWORD: &str = "first-password";
 const MAX_LOG: u64 = 64 << 20;
 const LOG_LINES: usize = 25;
 
-/// Start a server that goes on by itself, with its zone, and wait until that is ready.
+/// Start a server that goes on by itself, with its zone, and wait until that is ready
 ///
 /// Where one runs already it only waits. Before it starts it looks whether this machine can run a zone, as `doctor` does.
+///
 /// When it is interrupted or the time is over what was started goes on: `status` shows how far it is, `down` ends it.
 ///
 /// The exit code is 3 when the zone is not ready in time. Options of `serve` that are not here go after `--`.
 ///
 /// Examples:
-///   mgmt-stub up --image target/image/sysvm.qcow2               (as root: system VMs are virtual machines)
-///   mgmt-stub up --image sysvm.qcow2 --uplink                   (which reach the internet)
-///   mgmt-stub --data-dir /srv/z up --driver processes -- --listen 127.0.0.1:8250 --local-store /srv/secondary
-///   mgmt-stub --data-dir /tmp/try up --driver simulator         (to try out page and API)
+///   mgmt-stub up --image target/image/sysvm.qcow2            (as root: virtual machines)
+///   mgmt-stub up --image sysvm.qcow2 --uplink                (which reach the internet)
+///   mgmt-stub up --driver processes -- --listen 127.0.0.1:8250 --local-store /srv/secondary
+///   mgmt-stub --data-dir /tmp/try up --driver simulator      (to try out page and API)
 ///   mgmt-stub status && mgmt-stub down
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -156,8 +158,11 @@ async fn start(data_dir: &Path, arguments: &Up, log: &Path) -> anyhow::Result<Pr
     }
     let driver = arguments.driver.to_possible_value();
     let driver = driver.map_or_else(String::new, |value| value.get_name().to_owned());
-    if let Some(parent) = log.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    let mut private = fs::DirBuilder::new();
+    private.recursive(true).mode(0o700);
+    for directory in [Some(data_dir), log.parent()].into_iter().flatten() {
+        let made = private.create(directory);
+        made.with_context(|| format!("creating {}", directory.display()))?;
     }
     let mut old = log.as_os_str().to_owned();
     old.push(".old");
@@ -176,7 +181,11 @@ async fn start(data_dir: &Path, arguments: &Up, log: &Path) -> anyhow::Result<Pr
         .args(&arguments.more);
     let process = serve.spawn_detached(log)?.process().clone();
     // The server does it again, when it knows its ports. Until then `down` finds it by this.
-    Running::of(&process, driver, arguments.http, arguments.console_listen).save(data_dir)?;
+    let running = Running::of(&process, driver, arguments.http, arguments.console_listen);
+    if let Err(error) = running.save(data_dir) {
+        process.stop(down::GRACE).await;
+        return Err(error.into());
+    }
     tell(format_args!(
         "The server starts (process {}, log {}).",
         process.pid(),

@@ -13,7 +13,7 @@ use super::{Ended, print, tell};
 /// The smallest one.
 const OFFERING: &str = "Small Instance";
 
-/// VMs of users: list, deploy, start, stop, reboot, destroy, recover.
+/// VMs of users: list, deploy, start, stop, reboot, destroy, recover
 ///
 /// VM is a name or an id.
 ///
@@ -93,7 +93,7 @@ struct OneForced {
     force: bool,
 }
 
-/// Print a URL that shows the screen of a VM in a browser: good once, within two minutes.
+/// Print a URL that shows the screen of a VM in a browser: good once, within two minutes
 ///
 /// Examples:
 ///   mgmt-stub console web-1
