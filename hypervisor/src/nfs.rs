@@ -3,6 +3,7 @@
 //! It goes on when we end, and the next one takes it over. Version 4.1 is what VMs use; version 3 with its rpcbind is there
 //! when it is asked for. The exported directory is the host's.
 
+use std::env;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -57,6 +58,10 @@ const LOG_TAIL: usize = 2000;
 const MAX_LOG: u64 = 16 << 20;
 const MAX_PROCESS: u64 = 200;
 
+/// capabilities(7) that the server keeps: to act for each user on files of all, by their handles.
+const CAPABILITIES: &str =
+    "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+mknod,+setgid,+setuid,+sys_resource";
+
 const CONFIG: &str = "ganesha.conf";
 const LOG: &str = "ganesha.log";
 
@@ -108,6 +113,14 @@ pub enum NfsError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A program.
+    #[error("{program} is not installed; the Debian package {package} provides it")]
+    Missing {
+        /// Its name.
+        program: &'static str,
+        /// Where it comes from.
+        package: &'static str,
     },
     /// It does not start.
     #[error(transparent)]
@@ -224,6 +237,12 @@ impl NfsServer {
                 }
                 silent = if self.answers().await.is_ok() { 0 } else { silent + 1 };
                 asked = Instant::now();
+                if let Err(error) = self.0.trim_log() {
+                    warn!(
+                        error = platform::logging::chain(&error).to_string(),
+                        "Cannot shorten the NFS server's log"
+                    );
+                }
                 if silent < MAX_SILENCE {
                     continue;
                 }
@@ -252,6 +271,7 @@ const RPCBIND: &str = "rpcbind";
 
 impl Server {
     async fn start(&self) -> Result<(), NfsError> {
+        is_installed("ganesha.nfsd", "nfs-ganesha")?;
         for path in [
             &self.export.directory,
             &self.files.join("recovery"),
@@ -270,16 +290,18 @@ impl Server {
             running.stop(STOP_LIMIT).await;
         }
         if lacks_rpcbind {
+            is_installed("rpcbind", "rpcbind")?;
             self.spawn(RPCBIND, &Cmd::new("rpcbind").arg("-f"))?;
             self.opens(V3_PORTS[1]).await?;
         }
-        let log = self.files.join(LOG);
-        if fs::metadata(&log).is_ok_and(|log| log.len() > MAX_LOG) {
-            fs::rename(&log, log.with_extension("log.old")).map_err(failed("rename", &log))?;
-        }
-        let ganesha = Cmd::new("ganesha.nfsd").args(["-F", "-L"]).arg(&log);
+        self.trim_log()?;
+        let ganesha = Cmd::new("ganesha.nfsd").args(["-F", "-L"]).arg(self.files.join(LOG));
         let ganesha = ganesha.arg("-f").arg(self.files.join(CONFIG));
-        let process = self.spawn(GANESHA, &ganesha.arg("-p").arg(self.files.join("ganesha.pid")))?;
+        let ganesha = ganesha.arg("-p").arg(self.files.join("ganesha.pid"));
+        // VMs talk to it: it has root's rights to files, and none to the machine.
+        let modest = format!("--bounding-set={CAPABILITIES}");
+        let ganesha = ganesha.through(Cmd::new("setpriv").args(["--no-new-privs", &modest, "--"]));
+        let process = self.spawn(GANESHA, &ganesha)?;
         let started = Instant::now();
         loop {
             let Err(source) = self.answers().await else { break };
@@ -359,11 +381,30 @@ impl Server {
         self.files.join(format!("{name}.process"))
     }
 
+    /// ganesha opens its log anew for each line. VMs can make it write many.
+    fn trim_log(&self) -> Result<(), NfsError> {
+        let log = self.files.join(LOG);
+        if fs::metadata(&log).is_ok_and(|log| log.len() > MAX_LOG) {
+            fs::rename(&log, log.with_extension("log.old")).map_err(failed("rename", &log))?;
+        }
+        Ok(())
+    }
+
     fn log_tail(&self) -> String {
         let logs = [LOG, "ganesha.out"].map(|name| fs::read(self.files.join(name)).unwrap_or_default());
         let log = logs.into_iter().find(|log| !log.is_empty()).unwrap_or_default();
         let tail = &log[log.len().saturating_sub(LOG_TAIL)..];
         String::from_utf8_lossy(tail).trim().to_owned()
+    }
+}
+
+/// A program that is started in a session of its own fails where nobody sees it when it is not there.
+fn is_installed(program: &'static str, package: &'static str) -> Result<(), NfsError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|directory| directory.join(program).exists()) {
+        Ok(())
+    } else {
+        Err(NfsError::Missing { program, package })
     }
 }
 

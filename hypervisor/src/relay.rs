@@ -226,11 +226,11 @@ mod tests {
     #[tokio::test]
     async fn a_silent_connection_ends() {
         let ((mut browser, one), (other, _vm)) = (pair().await, pair().await);
-        let carrying = tokio::spawn(carry(one, other, Duration::from_millis(300)));
+        let carrying = tokio::spawn(carry(one, other, Duration::from_millis(1500)));
         let started = Instant::now();
-        sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_millis(500)).await;
         browser.write_all(b"key").await.unwrap();
         carrying.await.unwrap();
-        assert!(started.elapsed() >= Duration::from_millis(500));
+        assert!(started.elapsed() >= Duration::from_secs(2));
     }
 }

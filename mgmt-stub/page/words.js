@@ -3,6 +3,7 @@
 /** Of a system VM: its own state and its agent's, as one. `{ kind, label, reason }`. */
 export function systemVm(vm) {
     const reason = sentence(vm.reason, vm.state);
+    if (vm.state === "Running" && vm.agentstate !== "Up" && vm.bootproblem) return { kind: "problem", label: "Has a problem", reason };
     switch (vm.state) {
         case "Running":
             switch (vm.agentstate) {

@@ -64,7 +64,7 @@ pub struct Api {
 impl Api {
     /// Over this management server.
     pub fn new(management: Arc<Management>) -> Self {
-        let metrics = Arc::default();
+        let metrics = Arc::new(Metrics::new(&management));
         Self { management, metrics }
     }
 
@@ -74,8 +74,8 @@ impl Api {
     }
 
     /// Answers a request to `/metrics`, for the server's own socket.
-    pub fn metrics(&self) -> Response {
-        let text = self.metrics.text(&self.management);
+    pub async fn metrics(&self) -> Response {
+        let text = self.metrics.text(&self.management).await;
         http::answer(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::console::forwards::Forwards;
 use crate::driver::DriverError;
-use crate::driver::qemu::{Qemu, Settings};
+use crate::driver::qemu::{self, Qemu, Settings};
 use crate::host_status::HostEvent;
 use crate::store::Store;
 use crate::store::host::{HostNic, HostType, StartupFacts};
@@ -129,6 +129,7 @@ impl Embedded {
             console_proxies: zone_network::CONSOLE_PROXIES,
             screens: network.networks().management.gateway,
             key: key.clone(),
+            users_grace: qemu::USERS_GRACE,
         };
         let driver = Qemu::open(settings).await.context("looking for VMs that run")?;
         Ok(Self { network, driver, key })
@@ -239,7 +240,7 @@ impl Embedded {
         let data_dir = data_dir
             .canonicalize()
             .with_context(|| format!("looking for {}", data_dir.display()))?;
-        let (names, failed) = crate::driver::qemu::end_all(&data_dir.join("vms")).await?;
+        let (names, failed) = qemu::end_all(&data_dir.join("vms"), qemu::USERS_GRACE).await?;
         let mut failed: Vec<anyhow::Error> = failed.into_iter().map(|error: DriverError| error.into()).collect();
         // Whatever else is in the network's namespace ends with it.
         if let Err(error) = ZoneNetwork::remove(&data_dir).await {

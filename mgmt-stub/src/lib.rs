@@ -24,6 +24,7 @@
 //! | [`instance_state`] | the states of an instance |
 //! | [`user_vms`] | makes, starts and ends VMs of users |
 //! | [`usage`] | what VMs use of this machine |
+//! | [`start_phases`] | how long they take to start |
 //! | [`offering`] | how big those are |
 //! | [`downloads`] | brings templates to image stores |
 //! | [`template_sync`] | compares a store with what should be on it |
@@ -80,6 +81,7 @@ pub mod scanner;
 pub mod server;
 mod session;
 pub mod settings;
+pub mod start_phases;
 mod startup;
 pub mod store;
 pub mod system_vms;

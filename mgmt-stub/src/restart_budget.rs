@@ -35,6 +35,12 @@ impl RestartBudget {
         }
     }
 
+    /// Restarts that are left.
+    pub fn left(&self, now: OffsetDateTime) -> usize {
+        let recent = self.restarts.iter().filter(|restart| now - **restart <= Self::WINDOW);
+        Self::COUNT.saturating_sub(recent.count())
+    }
+
     /// It was started again.
     pub fn count(&mut self, now: OffsetDateTime) {
         self.restarts.push_back(now);

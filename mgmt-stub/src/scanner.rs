@@ -288,7 +288,9 @@ mod tests {
             "the last one stays"
         );
         let mut busy_lately = pool(&[(Running, 0), (Running, 0)]);
-        busy_lately.iter_mut().for_each(|member| member.is_idle = false);
+        for member in &mut busy_lately {
+            member.is_idle = false;
+        }
         assert!(matches!(console_proxies(&busy_lately, &shrinking), Action::Nothing(_)));
     }
 

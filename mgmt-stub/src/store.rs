@@ -7,13 +7,14 @@
 //! The disk is what takes time, so all that was asked meanwhile shares one commit. Each writer has a savepoint of its
 //! own, which a failure or a panic undoes; nobody is answered before the commit. Then come those who only read.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::mem;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::host_status::Rejected;
 use crate::instance_state::{self, InstanceState};
 use host::HostType;
 use id::{HostId, InstanceId};
+use instance::InstanceType;
 
 /// Domains, accounts, users, their passwords and keys.
 pub mod account;
@@ -185,7 +187,11 @@ struct Shared {
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
     changes: watch::Receiver<u64>,
+    transitions: Mutex<Transitions>,
 }
+
+/// How often instances of a type went from one state to another, in this run of the server.
+pub type Transitions = HashMap<(InstanceType, InstanceState, InstanceState), u64>;
 
 impl Store {
     /// Opens or creates the database in `data_dir` and brings it up to date. One server per data directory. Blocks.
@@ -259,8 +265,18 @@ impl Store {
                 jobs: Some(jobs),
                 thread: Some(thread),
                 changes,
+                transitions: Mutex::default(),
             }),
         })
+    }
+
+    /// What instances went through since this server began.
+    pub fn transitions(&self) -> Transitions {
+        self.shared
+            .transitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Counts the commits that may have changed something, of this program: for who shows the latest state.

@@ -5,7 +5,6 @@
 //! nobody from seeing that another VM has ended.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use platform::logging::chain;
@@ -30,6 +29,7 @@ mod keeper;
 mod life;
 mod place;
 mod pool;
+mod power;
 mod spec;
 
 pub use diagnosis::Diagnosis;
@@ -73,6 +73,8 @@ struct Inner {
     /// As many starts as the driver takes at the same time.
     starts: Semaphore,
     wake: Notify,
+    /// Of those that were started again lately: restarts that are left.
+    restarts_left: Mutex<HashMap<InstanceId, usize>>,
 }
 
 impl SystemVms {
@@ -97,6 +99,7 @@ impl SystemVms {
                 locks: Mutex::default(),
                 starts,
                 wake: Notify::new(),
+                restarts_left: Mutex::default(),
             }),
         }
     }
@@ -114,6 +117,15 @@ impl SystemVms {
     /// Where they live.
     pub fn place(&self) -> &Place {
         &self.inner.place
+    }
+
+    /// How often each of those that were started again lately may be so once more, within the budget.
+    pub fn restarts_left(&self) -> HashMap<InstanceId, usize> {
+        self.inner
+            .restarts_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Looks at the pools now rather than at the next scan.
@@ -213,8 +225,4 @@ fn alert_type(kind: InstanceType) -> AlertType {
         InstanceType::ConsoleProxy => AlertType::CONSOLE_PROXY,
         _ => AlertType::SSVM,
     }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }

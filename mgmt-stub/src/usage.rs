@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::driver::{Driver, Usage};
 use crate::instance_state::InstanceState;
+use crate::start_phases::StartPhases;
 use crate::store::Store;
 
 /// Between two samples.
@@ -45,6 +46,7 @@ pub struct Usages {
     rings: Arc<Mutex<HashMap<String, VecDeque<Sample>>>>,
     /// Counts the looks.
     looked: Arc<watch::Sender<u64>>,
+    phases: Arc<StartPhases>,
 }
 
 impl Usages {
@@ -54,6 +56,7 @@ impl Usages {
             driver,
             rings: Arc::default(),
             looked: Arc::new(watch::Sender::new(0)),
+            phases: Arc::default(),
         }
     }
 
@@ -83,6 +86,12 @@ impl Usages {
             let (driver, usages) = (Arc::clone(&driver), self.clone());
             // Drivers read files of the kernel for this.
             let look = tokio::task::spawn_blocking(move || {
+                for name in &names {
+                    if let Some(progress) = driver.progress(name) {
+                        usages.phases.look(name, &progress);
+                    }
+                }
+                usages.phases.keep(&names.iter().cloned().collect());
                 let found = names.into_iter().filter_map(|name| Some((driver.usage(&name)?, name)));
                 usages.note(OffsetDateTime::now_utc(), found.collect());
             });
@@ -106,6 +115,20 @@ impl Usages {
         }
         drop(rings); // those that are off have no ring any more
         self.looked.send_modify(|count| *count += 1);
+    }
+
+    /// How long phases of starts take.
+    pub fn phases(&self) -> &StartPhases {
+        &self.phases
+    }
+
+    /// Of all VMs that are on: the newest.
+    pub fn all(&self) -> Vec<(String, Sample)> {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings
+            .iter()
+            .filter_map(|(name, ring)| Some((name.clone(), *ring.back()?)))
+            .collect()
     }
 
     /// Of a VM that is on: the newest.

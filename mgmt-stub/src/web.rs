@@ -32,7 +32,7 @@ impl Handler for Web {
             "/client/api" => self.api.answer(request, from, self.trust).await,
             "/client/live" => self.live.answer(request.uri(), request.headers()).await,
             "/client/live/vm" => self.live.answer_vm(request.uri(), request.headers()).await,
-            "/metrics" if self.trust == Trust::Administrator => self.api.metrics(),
+            "/metrics" if self.trust == Trust::Administrator => self.api.metrics().await,
             path => page::answer(request.method(), path, request.headers()).unwrap_or_else(|| {
                 http::answer(
                     StatusCode::NOT_FOUND,

@@ -9,8 +9,10 @@
 //!                                  CPVMs: screens   each other, ping
 //! ```
 
+use std::fs::DirBuilder;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -108,7 +110,8 @@ impl ZoneNetwork {
     /// We are not root, a program is missing, or the kernel cannot.
     pub async fn open(data_dir: &Path, options: &ZoneNetworkOptions) -> Result<Self, ZoneNetworkError> {
         let networks = Networks::of_zone(options.zone_cidr)?;
-        let made = std::fs::create_dir_all(data_dir).and_then(|()| std::fs::canonicalize(data_dir));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+        let made = made.and_then(|()| std::fs::canonicalize(data_dir));
         let data_dir = made.map_err(|source| ZoneNetworkError::Directory {
             path: data_dir.to_owned(),
             source,

@@ -181,7 +181,7 @@ async fn a_simulated_zone_is_up_in_a_moment_and_says_what_it_is() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    let vms = tokio::time::timeout(Duration::from_secs(60), vms).await.unwrap();
+    let vms = tokio::time::timeout(Duration::from_mins(1), vms).await.unwrap();
     assert!(vms.iter().all(|vm| vm["hypervisor"] == "Simulator"), "{vms:?}");
     server.stop(Duration::from_secs(10)).await;
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use hypervisor::network::namespace::{Name, Namespace};
 use hypervisor::network::{Group, InterfaceName, Network, Port};
 use mgmt_stub::zone_network::{CONSOLE_PROXIES, ZoneNetwork, ZoneNetworkOptions};
-use nix::mount::{MntFlags, umount2};
 use platform::exec::{Cmd, Process};
 use tempfile::TempDir;
 
@@ -63,15 +62,9 @@ impl Drop for Zone {
                 let pid = nix::unistd::Pid::from_raw(process.pid());
                 nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
             }
-            unmount(&name);
+            Namespace::drop_name(&name).ok();
         }
     }
-}
-
-fn unmount(name: &Name) {
-    let path = Path::new("/run/netns").join(name.to_string());
-    umount2(&path, MntFlags::MNT_DETACH).ok();
-    std::fs::remove_file(path).ok();
 }
 
 /// A VM with one NIC.
@@ -128,7 +121,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        unmount(self.0.name());
+        Namespace::drop_name(self.0.name()).ok();
     }
 }
 

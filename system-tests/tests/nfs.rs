@@ -3,17 +3,21 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hypervisor::nfs::{Export, Versions};
 use platform::exec::Cmd;
 use serde_json::Value;
 use system_tests::management::ManagementServer;
 use system_tests::nfs::NfsServer;
 use system_tests::site::{Example, Site};
 use system_tests::source::{Content, Source};
-use system_tests::vm::{BOOT_LIMIT, Booted, Format, Net, Ssh, Vm};
+use system_tests::vm::{BOOT_LIMIT, Booted, Format, Net, Nic, Ssh, Vm};
 use system_tests::wait;
+use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "s-1-VM";
 const SERVER: &str = "192.0.2.10";
@@ -45,6 +49,55 @@ async fn a_server_answers_after_its_start_and_after_a_restart_and_two_networks_h
         net.run(mountd.clone()).await.unwrap();
         assert!(server.directory().is_dir());
     }
+}
+
+/// The server that `mgmt-stub serve --driver qemu` starts, which has only some of root's rights.
+#[tokio::test]
+async fn the_zones_own_server_serves_root_and_others_and_a_vm_goes_on_when_it_is_killed() {
+    let net = Net::new().await.unwrap();
+    net.bridge("storage", "172.31.3.5/24").await.unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let export = Export {
+        address: Ipv4Addr::new(172, 31, 3, 5),
+        directory: files.path().join("secondary"),
+        versions: Versions::V4,
+    };
+    let nfs = hypervisor::nfs::NfsServer::new(net.namespace(), export, &files.path().join("nfs")).unwrap();
+    nfs.start().await.unwrap();
+    let kept = tokio::spawn({
+        let nfs = nfs.clone();
+        async move { nfs.keep(CancellationToken::new()).await }
+    });
+    let nic = Nic::on("storage", "02:00:4c:9f:03:15");
+    let vm = Vm::new(Format::Qcow2).net(&net).nic(nic).boot().await.unwrap();
+    vm.up().await.unwrap(); // with its NIC
+    let run = async |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        vm.text(&words).await.unwrap()
+    };
+    let links = run("ls /sys/class/net").await;
+    let nic = links.lines().find(|name| *name != "lo").unwrap().to_owned();
+    run(&format!("ip address add 172.31.3.21/24 dev {nic}")).await;
+    run(&format!("ip link set {nic} up")).await;
+    run("mount -t nfs -o vers=4.1 172.31.3.5:/export/secondary /mnt").await;
+    run("dd if=/dev/urandom of=/mnt/one bs=1M count=4 conv=fsync").await;
+    run("chown 1234:5678 /mnt/one").await;
+    run("chmod 4000 /mnt/one").await;
+    run("cp /mnt/one /mnt/two").await; // nobody may read it but root
+    run("mkfifo /mnt/pipe").await;
+    run("mknod /mnt/null c 1 3").await;
+    run("ln -s one /mnt/link").await;
+    run("mv /mnt/two /mnt/three").await;
+    let one = fs::metadata(nfs.directory().join("one")).unwrap();
+    assert_eq!((one.uid(), one.gid(), one.mode() & 0o7777), (1234, 5678, 0o4000));
+
+    nfs.kill().await;
+    run("cp /mnt/three /mnt/four").await; // waits, and goes on
+    run("cmp /mnt/one /mnt/four").await;
+    assert_eq!(fs::metadata(nfs.directory().join("four")).unwrap().len(), 4 * MIB);
+    run("umount /mnt").await;
+    kept.abort();
+    nfs.kill().await;
 }
 
 /// A zone with an SSVM whose store is on the storage network.

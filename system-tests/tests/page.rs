@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use platform::exec::{Cmd, Running};
 use serde_json::Value;
 use system_tests::browser::{Browser, ColorScheme, Page};
+use system_tests::page::flaws;
 use system_tests::programs::built;
 use system_tests::wait;
 use tempfile::TempDir;
@@ -204,72 +205,11 @@ async fn every_view_is_readable_dark_and_light_wide_and_narrow() {
             page.look(scheme, width, 900).await.unwrap();
             page.screenshot(&format!("page-{view}-{name}")).await.unwrap();
             let what = format!("{view}, {name}");
-            let overflow = page
-                .evaluate("document.documentElement.scrollWidth - innerWidth")
-                .await
-                .unwrap();
-            assert_eq!(overflow, 0, "{what}: one has to scroll sideways");
-            let faint = page.evaluate(FAINT_TEXTS).await.unwrap();
-            assert_eq!(faint, serde_json::json!([]), "{what}: contrast below 4.5");
-            assert_eq!(nameless_controls(&page).await, Vec::<String>::new(), "{what}");
+            assert_eq!(flaws(&page).await.unwrap(), Vec::<String>::new(), "{what}");
         }
         page.look(ColorScheme::Light, 1280, 900).await.unwrap();
     }
     page.check_clean().unwrap();
-}
-
-/// WCAG 2.2 §1.4.3, of each visible text against the ground it is on.
-const FAINT_TEXTS: &str = "(() => {
-    const channels = (color) => color.match(/[\\d.]+/g).map(Number);
-    const luminance = (color) => {
-        const [r, g, b] = color.slice(0, 3).map((value) => value / 255)
-            .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const ground = (element) => {
-        for (let above = element; above; above = above.parentElement) {
-            const color = channels(getComputedStyle(above).backgroundColor);
-            if ((color[3] ?? 1) === 1) return color;
-        }
-        return [255, 255, 255];
-    };
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    const faint = [];
-    while (walker.nextNode()) {
-        const element = walker.currentNode.parentElement;
-        const text = walker.currentNode.data.trim();
-        if (text === '' || !element.checkVisibility() || element.closest('.unseen, noscript, script')) continue;
-        const [one, other] = [luminance(channels(getComputedStyle(element).color)), luminance(ground(element))];
-        const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-        if (contrast < 4.5) faint.push(`${text}: ${contrast.toFixed(2)}`);
-    }
-    return faint;
-})()";
-
-/// Controls that a screen reader could not name.
-async fn nameless_controls(page: &Page) -> Vec<String> {
-    const CONTROLS: [&str; 8] = [
-        "button",
-        "link",
-        "textbox",
-        "searchbox",
-        "combobox",
-        "checkbox",
-        "progressbar",
-        "meter",
-    ];
-    let tree = page
-        .call("Accessibility.getFullAXTree", serde_json::json!({}))
-        .await
-        .unwrap();
-    let nodes = tree["nodes"].as_array().unwrap();
-    assert!(nodes.len() > 10, "there is a tree");
-    let is_nameless = |node: &&Value| {
-        let role = node["role"]["value"].as_str().unwrap_or_default();
-        let name = node["name"]["value"].as_str().unwrap_or_default();
-        node["ignored"] == false && CONTROLS.contains(&role) && name.trim().is_empty()
-    };
-    nodes.iter().filter(is_nameless).map(Value::to_string).collect()
 }
 
 #[tokio::test]

@@ -126,6 +126,24 @@ async fn a_system_vm_that_dies_says_why_and_one_is_rebooted_from_the_page() {
         .unwrap();
     page.screenshot("zone-systemvms").await.unwrap();
 
+    // Closely: what it uses, and the end of its log.
+    page.evaluate(&format!("{}.querySelector('h2 a').click()", card(&proxy)))
+        .await
+        .unwrap();
+    let has_charts = "document.querySelectorAll('.chart path.line').length >= 2";
+    page.wait_for(has_charts, LIMIT).await.unwrap();
+    page.wait_for("document.querySelector('.log-end')?.textContent.length > 10", LIMIT)
+        .await
+        .unwrap();
+    let heading = page.evaluate("document.activeElement.textContent").await.unwrap();
+    assert_eq!(heading, json!(proxy), "the focus is on the heading");
+    page.full_screenshot("zone-systemvm").await.unwrap();
+    assert_eq!(page::flaws(&page).await.unwrap(), Vec::<String>::new());
+    page.click("main a.back").await.unwrap();
+    page.wait_for("document.querySelector('.cards') !== null", LIMIT)
+        .await
+        .unwrap();
+
     // The page is asked from inside how soon it shows a reason: it may be gone when we look.
     let watch = format!(
         "new Promise((resolve) => {{

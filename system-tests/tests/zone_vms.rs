@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,6 +19,8 @@ use nix::unistd::Pid;
 use platform::files;
 use serde_json::Value;
 use sha2::{Digest, Sha512};
+use system_tests::browser::Browser;
+use system_tests::console::status;
 use system_tests::up::{UpZone, VMS_UP_LIMIT};
 use system_tests::wait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,14 +76,15 @@ fn scripts(directory: &Path) -> String {
         .unwrap();
     let bytes = archive.into_inner().unwrap().finish().unwrap();
     let _ = files::replace(directory.join("cloud-scripts.tgz"), &bytes, 0o644).unwrap();
-    Sha512::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut hex = String::new();
+    for byte in Sha512::digest(&bytes) {
+        write!(hex, "{byte:02x}").unwrap();
+    }
+    hex
 }
 
 /// What a console proxy answers to somebody who wants its page.
-async fn page(console: SocketAddr) -> String {
+async fn page_of(console: SocketAddr) -> String {
     let mut stream = TcpStream::connect(console).await.unwrap();
     let request = format!("GET /resource/noVNC/vnc.html HTTP/1.1\r\nHost: {console}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -112,7 +116,13 @@ async fn a_zone_of_virtual_machines_comes_up_outlives_its_server_and_leaves_noth
 
     // Up, with a template that has come over the network into the NFS export.
     let printed = up().run().await.unwrap_or_else(|error| panic!("{error}")).stderr;
-    for part in ["secondary storage VM", "Running, agent Up", "demo", "Ready", "Password"] {
+    for part in [
+        "secondary storage VM",
+        "Running, agent Up",
+        "demo-guest  Running",
+        "Ready",
+        "Password",
+    ] {
         assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
     }
     assert!(printed.contains(" % "), "no progress of the template:\n{printed}");
@@ -159,12 +169,27 @@ async fn a_zone_of_virtual_machines_comes_up_outlives_its_server_and_leaves_noth
     ssh.close().await;
 
     // The page of the console proxy, through a port of this machine.
-    let page = page(zone.console()).await;
+    let page = page_of(zone.console()).await;
     assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
+
+    // The screen of an instance that was made of the template, in a browser, through the VM that is the console proxy.
+    let instances = zone.api("listVirtualMachines", &["listall=true"]).await.unwrap();
+    let instance = &instances["virtualmachine"][0];
+    let id = format!("virtualmachineid={}", instance["id"].as_str().unwrap());
+    let endpoint = zone.api("createConsoleEndpoint", &[&id]).await.unwrap();
+    let url = endpoint["consoleendpoint"]["url"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{endpoint}"));
+    let browser = Browser::start().await.unwrap();
+    let page = browser.open(url).await.unwrap();
+    status(&page, "Connected").await;
+    page.screenshot("zone-vms-console").await.unwrap();
+    page.close().await.unwrap();
+    drop(browser);
 
     // The server is killed and comes again: VMs have gone on, and their agents come back.
     let before = machines(&zone);
-    assert_eq!(before.len(), 2, "{before:?}");
+    assert_eq!(before.len(), 3, "{before:?}");
     zone.kill("mgmt-stub").await;
     up().run().await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(machines(&zone), before);

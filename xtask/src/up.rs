@@ -6,7 +6,7 @@
 mod api;
 mod directory;
 mod end;
-mod qmp;
+mod instance;
 mod server;
 mod source;
 mod state;
@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use ipnet::Ipv4Net;
 use platform::exec::Cmd;
 use platform::{files, shutdown};
 
@@ -103,20 +102,8 @@ pub(crate) struct Up {
         requires = "processes"
     )]
     agents: SocketAddr,
-    /// Networks of the zone: management, public and storage are its second, third and fourth /24.
-    #[arg(
-        long,
-        value_name = "CIDR",
-        default_value = "172.31.0.0/16",
-        conflicts_with = "processes"
-    )]
-    zone_cidr: Ipv4Net,
-    /// Let the zone reach the world through this machine, with its address (NAT).
-    #[arg(long, conflicts_with = "processes")]
-    uplink: bool,
-    /// Upload the files in there to each system VM: see `mgmt-stub serve --help`.
-    #[arg(long, value_name = "DIR", conflicts_with = "processes")]
-    system_vm_files: Option<PathBuf>,
+    #[command(flatten)]
+    vms: server::VmOptions,
     #[command(flatten)]
     install: Install,
 }
@@ -296,6 +283,10 @@ impl Zone {
         self.system_vms_up().await?;
         self.step("template");
         template::ready(self, &demo).await?;
+        if !self.arguments.processes {
+            self.step("guest");
+            instance::running(self).await?;
+        }
 
         let table = self.table().await?;
         eprintln!("\nUp after {:.0} s.\n\n{table}", self.started.elapsed().as_secs_f64());
@@ -321,9 +312,10 @@ impl Zone {
     async fn build(&mut self) -> anyhow::Result<()> {
         self.state.programs = programs(&self.arguments.profile)?;
         // What else runs in virtual machines is in their image.
-        let names: &[&str] = match self.arguments.processes {
-            true => &["mgmt-stub", "ssvm", "console-proxy"],
-            false => &["mgmt-stub"],
+        let names: &[&str] = if self.arguments.processes {
+            &["mgmt-stub", "ssvm", "console-proxy"]
+        } else {
+            &["mgmt-stub"]
         };
         if !self.arguments.no_build {
             self.step(format_args!("programs, profile {}", self.arguments.profile));
@@ -431,7 +423,6 @@ impl Zone {
             console,
             ..
         } = &self.state;
-        let guest = if self.state.processes { GUEST_NAME } else { "a VM" };
         let end = if self.arguments.dir == Path::new(DIRECTORY) {
             String::new()
         } else {
@@ -440,7 +431,7 @@ impl Zone {
         Ok(format!(
             "{}\nPage      {url}\nUser      {user}\n\
              Password  {password} (for the first login; from then on the one that you choose)\n\
-             Console   the button beside {guest} on the page; consoles are on {console}\n\
+             Console   the button beside {GUEST_NAME} on the page; consoles are on {console}\n\
              State     {}\n\
              End it    cargo xtask down{end}\n",
             status.text(),

@@ -365,14 +365,23 @@ impl Namespace {
                 pids: left,
             });
         }
-        match umount2(self.path(), MntFlags::MNT_DETACH) {
-            // Not a mount point: somebody was here before us.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(error) => return Err(failed("unmount", self.path(), error.into())),
-        }
-        remove_file(self.path())?;
+        Self::drop_name(self.name())?;
         info!(namespace = %self.name(), "Network namespace removed");
         Ok(())
+    }
+
+    /// Takes the name away: the namespace goes with its last process and socket. For those who cannot wait, or have ended the
+    /// processes themselves. A name that nobody has is fine.
+    ///
+    /// # Errors
+    /// We are not root.
+    pub fn drop_name(name: &Name) -> Result<(), NamespaceError> {
+        let path = Path::new(DIRECTORY).join(&name.0);
+        match umount2(&path, MntFlags::MNT_DETACH) {
+            // Not a mount point, or nothing at all.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => remove_file(&path),
+            Err(error) => Err(failed("unmount", &path, error.into())),
+        }
     }
 
     fn cannot_change(&self, source: ExecError) -> NamespaceError {

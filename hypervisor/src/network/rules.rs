@@ -14,7 +14,7 @@ use protocol::boot::MacAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Bridge, Group, InterfaceName, Port, Service};
+use super::{Bridge, Group, InterfaceName, Neighbours, Port, Service};
 
 /// Frames from these ports may have any IPv4 address, or be no IPv4 at all.
 const ANY: &str = "any";
@@ -96,6 +96,14 @@ fn host_table(bridges: &[Bridge], groups: &BTreeSet<Group>, uplink: &InterfaceNa
             );
         }
     }
+    // What `br_netfilter` shows us, if it is loaded after we have switched it off.
+    let mut between = String::new();
+    for Bridge { name, .. } in bridges
+        .iter()
+        .filter(|bridge| bridge.neighbours == Neighbours::Together)
+    {
+        let _ = writeln!(between, "    iifname \"{name}\" oifname \"{name}\" accept");
+    }
     let mut outward = String::new();
     for bridge in bridges.iter().filter(|bridge| bridge.may_leave) {
         let _ = writeln!(outward, "    iifname \"{}\" oifname \"{uplink}\" accept", bridge.name);
@@ -112,6 +120,7 @@ fn host_table(bridges: &[Bridge], groups: &BTreeSet<Group>, uplink: &InterfaceNa
          \x20 }}\n\
          \x20 chain forward {{\n\
          \x20   type filter hook forward priority filter; policy drop;\n\
+         {between}\
          \x20   ct state established,related accept\n\
          \x20   ct state invalid drop\n\
          {outward}\

@@ -69,6 +69,8 @@ fn traffic(devices: &str, name: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -95,7 +97,13 @@ mod tests {
     #[test]
     fn we_use_something_ourselves() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let usage = Usage::of(pid, ["lo"].into_iter()).unwrap();
-        assert!(usage.memory > 100_000, "{usage:?}");
+        let usage = || Usage::of(pid, ["lo"].into_iter()).unwrap();
+        let before = usage();
+        assert!(before.memory > 100_000, "{before:?}");
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(&[b'x'; 1000], socket.local_addr().unwrap()).unwrap();
+        let after = usage();
+        assert!(after.sent >= before.sent + 1000, "{before:?} {after:?}");
+        assert!(after.received >= before.received + 1000, "{before:?} {after:?}");
     }
 }

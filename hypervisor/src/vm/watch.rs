@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use platform::exec::{Detached, Process};
+use serde_json::json;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -19,10 +20,14 @@ use crate::qmp::{Event, Events, Qmp, Shutdown};
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between two connections, and between two looks at a process that is not our child.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between two looks how long the logs are.
-const LOGS: Duration = Duration::from_secs(10);
+/// Between two looks how long the logs are, and whether the VM runs.
+const LOOKS: Duration = Duration::from_secs(10);
 /// For the last words of a QEMU that has ended to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For an answer to such a look.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// What to do about it.
+const FULL: &str = "; it stands still until there is space on this host's file system";
 /// Events that a subscriber has not taken yet.
 const EVENTS: usize = 256;
 
@@ -45,6 +50,8 @@ pub(super) struct State {
     is_killed: bool,
     /// What is wrong while it runs.
     pub(super) trouble: Option<String>,
+    /// That is: a disk has no space on this host, and the VM stands still until it has.
+    is_full: bool,
     ended: Option<Ended>,
 }
 
@@ -149,12 +156,15 @@ impl Qemu {
 
 impl Task {
     async fn watch(self, mut qemu: Qemu, mut first: Option<Events>) {
-        let mut looks = interval(LOGS);
+        let mut looks = interval(LOOKS);
         let status = loop {
             tokio::select! {
                 status = qemu.ended() => break status,
                 () = self.listen(&mut first) => {}
-                _ = looks.tick() => logs::shorten(&self.places),
+                _ = looks.tick() => {
+                    logs::shorten(&self.places);
+                    self.look().await;
+                }
             }
         };
         // QEMU has said why before it was gone, perhaps.
@@ -200,10 +210,10 @@ impl Task {
             }
             Event::Reset { guest } => {
                 info!(vm, by_guest = guest, "VM starts anew");
-                self.state.send_modify(|state| state.trouble = None);
+                self.state
+                    .send_modify(|state| (state.trouble, state.is_full) = (None, false));
             }
-            Event::Resume => self.state.send_modify(|state| state.trouble = None),
-            Event::GuestPanicked => self.trouble("the kernel of its guest has panicked".to_owned()),
+            Event::GuestPanicked => self.trouble("the kernel of its guest has panicked".to_owned(), false),
             Event::BlockIoError {
                 device,
                 operation,
@@ -211,20 +221,46 @@ impl Task {
                 is_full,
             } => {
                 let what = format!("its disk {device} fails to {operation}: {reason}");
-                let hint = if *is_full {
-                    "; make space on this host's file system"
-                } else {
-                    ""
-                };
-                self.trouble(format!("{what}{hint}"));
+                let hint = if *is_full { FULL } else { "" };
+                self.trouble(format!("{what}{hint}"), *is_full);
             }
             event => debug!(vm, ?event, "Event of QEMU"),
         }
     }
 
-    fn trouble(&self, what: String) {
-        warn!(vm = self.machine.name, what, "VM is in trouble");
-        self.state.send_modify(|state| state.trouble = Some(what));
+    /// A VM that stands still because a disk has no space goes on when there is some: QEMU waits to be asked to try again.
+    async fn look(&self) {
+        let (qmp, is_full) = {
+            let state = self.state.borrow();
+            (state.qmp.clone(), state.is_full)
+        };
+        let Some(qmp) = qmp else { return };
+        let ask = async |command| qmp.call_within(LOOK_LIMIT, command, json!({})).await;
+        let Ok(status) = ask("query-status").await else { return };
+        match status["status"].as_str() {
+            Some("io-error") => {
+                if !is_full {
+                    // It came to this before we kept it.
+                    self.trouble(format!("one of its disks cannot be written{FULL}"), true);
+                }
+                ask("cont").await.ok();
+            }
+            Some("running") if is_full => {
+                info!(vm = self.machine.name, "VM goes on");
+                self.state
+                    .send_modify(|state| (state.trouble, state.is_full) = (None, false));
+            }
+            _ => {}
+        }
+    }
+
+    fn trouble(&self, what: String, is_full: bool) {
+        let is_news = self.state.borrow().trouble.as_ref() != Some(&what);
+        if is_news {
+            warn!(vm = self.machine.name, what, "VM is in trouble");
+            self.state
+                .send_modify(|state| (state.trouble, state.is_full) = (Some(what), is_full));
+        }
     }
 
     async fn end(self, status: Option<ExitStatus>) {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hypervisor::network::namespace::{Name, Namespace};
 use hypervisor::network::{Bridge, InterfaceName, Network, Port};
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -34,23 +33,19 @@ fn remove_abandoned() {
             .strip_prefix("sysvm-hvtest-")
             .and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove(&name);
+            remove(&name.parse().unwrap());
         }
     }
 }
 
 /// With whoever is inside.
-fn remove(name: &str) {
-    let namespace = name.parse().ok().and_then(|name| Namespace::open(&name).ok().flatten());
-    for process in namespace
-        .and_then(|namespace| namespace.processes().ok())
-        .unwrap_or_default()
-    {
+fn remove(name: &Name) {
+    let namespace = Namespace::open(name).ok().flatten();
+    let inside = namespace.and_then(|namespace| namespace.processes().ok());
+    for process in inside.unwrap_or_default() {
         kill(Pid::from_raw(process.pid()), Signal::SIGKILL).ok();
     }
-    let path = Path::new("/run/netns").join(name);
-    umount2(&path, MntFlags::MNT_DETACH).ok();
-    std::fs::remove_file(path).ok();
+    Namespace::drop_name(name).ok();
 }
 
 /// Removes a namespace also when the test falls over.
@@ -58,7 +53,7 @@ pub(crate) struct Guard(pub(crate) Namespace);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        remove(&self.0.name().to_string());
+        remove(self.0.name());
     }
 }
 

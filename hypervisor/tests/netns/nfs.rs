@@ -55,6 +55,11 @@ async fn it_outlives_whoever_started_it_and_is_taken_over() {
     assert!(offers(&namespace, "100003", "4", 2049).await);
     assert!(!offers(&namespace, "100003", "3", 2049).await);
     let pid = process(directory.path(), "ganesha.process");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.pid())).unwrap();
+    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
+    // Bits of capability.h: CAP_SYS_ADMIN is 21, CAP_SYS_MODULE 16, CAP_NET_ADMIN 12, CAP_DAC_READ_SEARCH 2.
+    let bounding = u64::from_str_radix(bounding, 16).unwrap();
+    assert_eq!(bounding & (1 << 21 | 1 << 16 | 1 << 12 | 1 << 2), 1 << 2, "{status}");
     drop(first);
 
     let second = server(&namespace, directory.path(), Versions::V4);

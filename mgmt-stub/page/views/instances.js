@@ -40,7 +40,7 @@ export function instances() {
     }
     return [
         heading("Instances", deploy),
-        table("Instances", ["Name", "State", "Size", "Template", "Created", "Actions"],
+        h("div", { key: "table", class: "instances" }, table("Instances", ["Name", "State", "Size", "Template", "Created", "Actions"],
             state.virtualmachines.map((vm) => ({
                 key: vm.id,
                 cells: [
@@ -51,7 +51,7 @@ export function instances() {
                     when(vm.created),
                     actions(vm),
                 ],
-            }))),
+            })))),
         deployDialog(),
     ];
 }

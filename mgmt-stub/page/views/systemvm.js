@@ -3,7 +3,7 @@
 import { charts } from "../charts.js";
 import { h } from "../dom.js";
 import { icon } from "../icons.js";
-import { chip, empty, facts, heading, loading, when } from "../parts.js";
+import { button, chip, empty, facts, heading, loading, when } from "../parts.js";
 import { state } from "../state.js";
 import { SYSTEM_VM_TYPES, systemVm } from "../words.js";
 import { openConsole } from "./instances.js";
@@ -25,8 +25,7 @@ export function systemVmDetail(id) {
         h("div", { class: "detail", key: "detail" },
             reasonBox(vm, meaning),
             meaning.kind !== "good" && vm.state !== "Stopped" && startBar(vm),
-            actions(vm),
-            vm.hasscreen && h("button", { key: "console", disabled: state.busy.has(vm.id), onclick: () => openConsole(vm, vm.name) }, icon("console"), h("span", null, "Console")),
+            actions(vm, vm.hasscreen && button("console", "Console", `of ${vm.name}`, { key: "console", onclick: () => openConsole(vm, vm.name) })),
             section("use", "Use of this machine", charts({ samples, memory: vm.memory && vm.memory * 2 ** 20, hasNetwork: vm.hypervisor !== "External" })),
             vm.bootprogress?.length > 0 && section("start", "Start", startSteps(vm)),
             section("facts", "Facts", facts([

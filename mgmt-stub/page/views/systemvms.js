@@ -68,10 +68,11 @@ export function reasonBox(vm, meaning) {
         vm.whattodo && h("p", { class: "small-text" }, h("strong", null, "What to do: "), vm.whattodo));
 }
 
-/** What can be done with it now, or what is being done. */
-export function actions(vm) {
+/** What can be done with it now, or what is being done; `more` is beside it. */
+export function actions(vm, ...more) {
     const working = state.busy.get(vm.id);
     return h("div", { class: "buttons", key: "actions" },
+        !working && more,
         working
             ? h("p", { class: "working" }, icon("work"), `${working}…`)
             : Object.values(ACTIONS).filter(({ from }) => from.includes(vm.state)).map((action) =>

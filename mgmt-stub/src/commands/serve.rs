@@ -1,6 +1,6 @@
 //! `serve`: the server itself.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,50 +125,22 @@ pub(crate) async fn run(data_dir: &Path, arguments: Serve) -> anyhow::Result<()>
     let store = Store::open(data_dir).context("opening the database")?;
     let ca = open_ca(data_dir)?;
     add_image_stores(&store, &arguments).await?;
-    let settings = Settings {
-        ping_interval: Duration::from_secs(arguments.ping_interval),
-        max_links: arguments.max_agents,
-        max_strangers: (arguments.max_agents / 10).max(64),
-        hosts: arguments.hosts.clone(),
-        strictness: if arguments.require_client_certificate {
-            Strictness::Required
-        } else {
-            Strictness::Optional
-        },
-        expired: if arguments.refuse_expired_certificate {
-            Expired::Refused
-        } else {
-            Expired::Accepted
-        },
-        ..Settings::default()
-    };
+    let settings = settings(&arguments);
     let embedded = match arguments.driver {
         DriverKind::Qemu => Some(Embedded::open(data_dir, &arguments.embedded).await?),
         DriverKind::None | DriverKind::Processes | DriverKind::Simulator => None,
     };
     let inside = embedded.as_ref().map(|embedded| embedded.agents().ip());
-    let presented = match arguments.present {
-        Present::Leaf => Presented::Leaf {
-            names: vec!["mgmt-stub".into()],
-            addresses: arguments
-                .hosts
-                .iter()
-                .filter_map(|host| host.parse().ok())
-                .chain(inside)
-                .collect(),
-        },
-        Present::Ca => Presented::CaCertificate,
-    };
+    let presented = presented(&arguments, inside);
     info!(version = env!("CARGO_PKG_VERSION"), ?settings, data_dir = %data_dir.display(), "Effective configuration");
     let web = WebServer::bind(arguments.http, data_dir).await?;
     let hooks = ZoneHooks::new();
-    let listener = match &embedded {
-        Some(embedded) => embedded.listen_for_agents()?,
-        None => {
-            let address = arguments.listen;
-            let bound = TcpListener::bind(address).await;
-            bound.with_context(|| format!("cannot listen on {address}; is another program using the port?"))?
-        }
+    let listener = if let Some(embedded) = &embedded {
+        embedded.listen_for_agents()?
+    } else {
+        let address = arguments.listen;
+        let bound = TcpListener::bind(address).await;
+        bound.with_context(|| format!("cannot listen on {address}; is another program using the port?"))?
     };
     let server = Server::on(
         listener,
@@ -182,23 +154,13 @@ pub(crate) async fn run(data_dir: &Path, arguments: Serve) -> anyhow::Result<()>
     .await?;
     let agents = server.agents();
     let configuration = Configuration::load(store.clone()).await?;
-    let driver: Option<(Arc<dyn Driver>, Place)> = match (&embedded, arguments.driver) {
-        (Some(embedded), _) => {
+    let driver = match &embedded {
+        Some(embedded) => {
             embedded.register(&store).await?;
-            Some((Arc::new(embedded.driver()), embedded.place(arguments.console_listen)))
+            let driver: Arc<dyn Driver> = Arc::new(embedded.driver());
+            Some((driver, embedded.place(arguments.console_listen)))
         }
-        (None, DriverKind::Processes) => {
-            let place = place(&arguments, server.local_addr()?);
-            Some((Arc::new(processes(data_dir, &arguments)?), place))
-        }
-        (None, DriverKind::Simulator) => {
-            let place = Place {
-                networks: Some(Networks::of_zone(SIMULATED_ZONE)?),
-                ..place(&arguments, server.local_addr()?)
-            };
-            Some((Arc::new(InProcess::new(simulation::Options::default())), place))
-        }
-        (None, _) => None,
+        None => driver(data_dir, &arguments, server.local_addr()?)?,
     };
     let system_vms = driver.map(|(driver, place)| {
         let (store, agents) = (store.clone(), agents.clone());
@@ -252,6 +214,63 @@ pub(crate) async fn run(data_dir: &Path, arguments: Serve) -> anyhow::Result<()>
     management.jobs.stop().await;
     Running::forget(data_dir);
     Ok(())
+}
+
+/// How the agents' side behaves.
+fn settings(arguments: &Serve) -> Settings {
+    Settings {
+        ping_interval: Duration::from_secs(arguments.ping_interval),
+        max_links: arguments.max_agents,
+        max_strangers: (arguments.max_agents / 10).max(64),
+        hosts: arguments.hosts.clone(),
+        strictness: if arguments.require_client_certificate {
+            Strictness::Required
+        } else {
+            Strictness::Optional
+        },
+        expired: if arguments.refuse_expired_certificate {
+            Expired::Refused
+        } else {
+            Expired::Accepted
+        },
+        ..Settings::default()
+    }
+}
+
+/// What agents see. `inside` is our address in the zone's network.
+fn presented(arguments: &Serve, inside: Option<IpAddr>) -> Presented {
+    match arguments.present {
+        Present::Leaf => Presented::Leaf {
+            names: vec!["mgmt-stub".into()],
+            addresses: arguments
+                .hosts
+                .iter()
+                .filter_map(|host| host.parse().ok())
+                .chain(inside)
+                .collect(),
+        },
+        Present::Ca => Presented::CaCertificate,
+    }
+}
+
+/// Who runs system VMs besides the embedded host, and where.
+fn driver(
+    data_dir: &Path,
+    arguments: &Serve,
+    listening: SocketAddr,
+) -> anyhow::Result<Option<(Arc<dyn Driver>, Place)>> {
+    let place = place(arguments, listening);
+    Ok(match arguments.driver {
+        DriverKind::None | DriverKind::Qemu => None,
+        DriverKind::Processes => Some((Arc::new(processes(data_dir, arguments)?), place)),
+        DriverKind::Simulator => {
+            let place = Place {
+                networks: Some(Networks::of_zone(SIMULATED_ZONE)?),
+                ..place
+            };
+            Some((Arc::new(InProcess::new(simulation::Options::default())), place))
+        }
+    })
 }
 
 /// Where disks of instances are, if the driver runs virtual machines.

@@ -63,7 +63,7 @@ impl Forwards {
             let is_complete = self.follow().await;
             let again = async {
                 if is_complete {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 } else {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }

@@ -213,7 +213,7 @@ fn agent_of(spec: &VmSpec) -> Result<SimulatedAgent, DriverError> {
 async fn until_it_hangs(live: impl Future<Output = ()>, hang: CancellationToken) {
     let mut live = pin!(live);
     if hang.run_until_cancelled(&mut live).await.is_none() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -45,14 +45,17 @@ fn without_time(line: &str) -> &str {
     }
 }
 
-/// ECMA-48 §5.4: control sequences start with ESC `[` and end with a byte from `@` on.
+/// ECMA-48 §5.4: control sequences start with ESC `[` and end with a byte from `@` on. §5.6: what starts with ESC `]` ends
+/// with BEL, as xterm has it, or with ESC `\`.
 pub(super) fn plain(line: &str) -> String {
     let mut plain = String::new();
     let mut characters = line.chars();
     while let Some(character) = characters.next() {
         if character == '\u{1b}' {
-            if characters.next() == Some('[') {
-                characters.by_ref().find(|c| ('@'..='~').contains(c));
+            match characters.next() {
+                Some('[') => drop(characters.by_ref().find(|c| ('@'..='~').contains(c))),
+                Some(']') => drop(characters.by_ref().find(|c| matches!(c, '\u{7}' | '\\'))),
+                _ => {}
             }
         } else if !character.is_control() {
             plain.push(character);
@@ -81,6 +84,13 @@ mod tests {
             last_lines(&path, 5).unwrap(),
             ["first", "ERROR cannot listen on 10.1.1.5:8080"]
         );
+        let _ = files::replace(
+            &path,
+            "\u{1b}[!p\u{1b}]104\u{7}\u{1b}[?7h\r\nready\r\n\u{1b}]0;title\u{7}\n",
+            0o600,
+        )
+        .unwrap();
+        assert_eq!(last_lines(&path, 5).unwrap(), ["ready"]);
         let _ = files::replace(&path, "x".repeat(100_000), 0o600).unwrap();
         assert_eq!(last_line(&path).unwrap().unwrap().len(), MAX_WORDS);
         let _ = files::replace(&path, "", 0o600).unwrap();

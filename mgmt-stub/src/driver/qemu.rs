@@ -12,6 +12,7 @@ mod base;
 mod facts;
 mod follow;
 mod record;
+mod set_up;
 mod start;
 
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ use hypervisor::ssh::Key;
 use hypervisor::vm::{Vm, VmError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use self::facts::Facts;
@@ -40,8 +41,8 @@ use super::{Doing, Driver, DriverError, Power, Progress, Screen, Usage, VmSpec, 
 /// For a system VM to shut down before it is powered off, on a machine with KVM; times the factor of the accelerator. It takes
 /// a second, and it has nothing that it could lose; without its NFS server it would never end.
 const GRACE: Duration = Duration::from_secs(4);
-/// Likewise for the VM of a user.
-const USERS_GRACE: Duration = Duration::from_secs(15);
+/// Likewise for the VM of a user, on any machine: one that does not listen to its power button shall not be waited for too long.
+pub const USERS_GRACE: Duration = Duration::from_secs(30);
 /// Of a VM's directory.
 const MODE: u32 = 0o700;
 
@@ -67,18 +68,24 @@ pub struct Settings {
     pub files: Option<PathBuf>,
     /// What system VMs let in by ssh.
     pub key: Key,
+    /// For the VM of a user to shut down before it is powered off.
+    pub users_grace: Duration,
 }
 
 /// Runs VMs under QEMU; cheap to clone.
 #[derive(Clone)]
 pub struct Qemu {
     inner: Arc<Inner>,
+    /// Those who follow VMs end with the last clone; VMs go on.
+    _following: Arc<DropGuard>,
 }
 
 struct Inner {
     settings: Settings,
     known: Mutex<HashMap<String, Known>>,
     changed: watch::Sender<u64>,
+    /// Until then VMs are followed.
+    following: CancellationToken,
     /// Held while the image is copied.
     copying: tokio::sync::Mutex<()>,
 }
@@ -131,8 +138,11 @@ impl Qemu {
         for directory in [&settings.directory, &settings.primary] {
             make_directory(directory)?;
         }
+        let following = CancellationToken::new();
         let driver = Self {
+            _following: Arc::new(following.clone().drop_guard()),
             inner: Arc::new(Inner {
+                following,
                 settings,
                 known: Mutex::default(),
                 changed: watch::Sender::new(0),
@@ -160,7 +170,7 @@ impl Qemu {
 
     /// What is there of a VM becomes known.
     async fn adopt(&self, name: String, record: Option<Record>) -> Result<(), DriverError> {
-        let directory = self.path(&name)?;
+        let directory = self.inner.path(&name)?;
         let vm = Vm::adopt(&directory).await?;
         let written = record.as_ref().map(|record| record.state.clone());
         let facts = SharedFacts::default();
@@ -180,7 +190,10 @@ impl Qemu {
                 State::Off("its start was interrupted by the end of the management server".into())
             }
             (None, Some(Written::Off(why))) => State::Off(why),
-            (None, _) => State::Off(self.with_last_words(&name, "ended while the management server was down".into())),
+            (None, _) => State::Off(
+                self.inner
+                    .with_last_words(&name, "ended while the management server was down".into()),
+            ),
         };
         let screen = match (&state, &record) {
             (State::On(vm), Some(record)) => start::screen(vm, &record.vnc_password).await.ok().flatten(),
@@ -196,7 +209,7 @@ impl Qemu {
             screen,
             silent_since: None,
         };
-        self.known().insert(name.clone(), known);
+        self.inner.known().insert(name.clone(), known);
         if let Some(vm) = follow {
             self.follow(name, vm, facts);
         }
@@ -205,7 +218,7 @@ impl Qemu {
 
     /// Those that are on or being started, in order of their names.
     pub fn running(&self) -> Vec<String> {
-        let known = self.known();
+        let known = self.inner.known();
         let on = known.iter().filter(|(_, known)| !matches!(known.state, State::Off(_)));
         let mut names: Vec<String> = on.map(|(name, _)| name.clone()).collect();
         names.sort();
@@ -213,7 +226,12 @@ impl Qemu {
     }
 
     async fn shut_down(&self, name: &str) -> Result<(), DriverError> {
-        let grace = grace(&self.path(name)?, self.inner.settings.accelerator)?;
+        let settings = &self.inner.settings;
+        let grace = if is_users(&self.inner.path(name)?)? {
+            settings.users_grace
+        } else {
+            settings.accelerator.scaled(GRACE)
+        };
         self.turn_off(name, async |vm| vm.stop(grace).await.map(drop)).await
     }
 
@@ -223,7 +241,7 @@ impl Qemu {
 
     /// Whoever starts it gives up; then it goes off as it is told to.
     async fn turn_off(&self, name: &str, end: impl AsyncFnOnce(&Vm) -> Result<(), VmError>) -> Result<(), DriverError> {
-        let state = self.known().get(name).map(|known| known.state.clone());
+        let state = self.inner.known().get(name).map(|known| known.state.clone());
         match state {
             Some(State::Starting { start, .. }) => {
                 start.give_up.cancel();
@@ -231,13 +249,13 @@ impl Qemu {
             }
             Some(State::On(vm)) => {
                 // First, so that whoever follows it does not report an accident.
-                self.set(name, State::Off("stopped".into()));
+                self.inner.set(name, State::Off("stopped".into()));
                 if let Err(error) = end(&vm).await {
-                    self.set(name, State::On(vm));
+                    self.inner.set(name, State::On(vm));
                     return Err(error.into());
                 }
-                self.clear_away(name).await;
-                self.remember_off(name, "stopped")?;
+                self.inner.clear_away(name).await;
+                self.inner.remember_off(name, "stopped")?;
                 info!(vm = name, "VM stopped");
             }
             Some(State::Off(_)) | None => {}
@@ -246,20 +264,28 @@ impl Qemu {
     }
 
     async fn remove(&self, name: &str) -> Result<(), DriverError> {
-        let directory = self.path(name)?;
+        let directory = self.inner.path(name)?;
         self.cut_power(name).await?;
-        self.clear_away(name).await;
+        self.inner.clear_away(name).await;
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &directory)(error)),
             _ => {}
         }
-        self.known().remove(name);
+        self.inner.known().remove(name);
         Ok(())
+    }
+}
+
+impl Inner {
+    /// The end of its console.
+    fn last_words(&self, name: &str) -> Option<String> {
+        let console = start::console(&self.path(name).ok()?);
+        last_line(&console).ok()?
     }
 
     /// NICs of a VM that is off. What stays is replaced by its next start.
     async fn clear_away(&self, name: &str) {
-        if let Err(error) = self.inner.settings.network.detach(name).await {
+        if let Err(error) = self.settings.network.detach(name).await {
             warn!(vm = name, error = %platform::logging::chain(&error), "Cannot remove the NICs of a VM");
         }
     }
@@ -285,7 +311,7 @@ impl Qemu {
         }
         self.set(name, State::Off(why.clone()));
         warn!(vm = name, pid = vm.process().pid(), why, "VM ended by itself");
-        self.inner.changed.send_modify(|count| *count += 1);
+        self.changed.send_modify(|count| *count += 1);
         if let Err(error) = self.remember_off(name, &why) {
             warn!(vm = name, error = %platform::logging::chain(&error), "Cannot write why a VM is off");
         }
@@ -318,11 +344,18 @@ impl Qemu {
     /// The directory of a VM.
     fn path(&self, name: &str) -> Result<PathBuf, DriverError> {
         check_name(name)?;
-        Ok(self.inner.settings.directory.join(name))
+        Ok(self.settings.directory.join(name))
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on(&self, name: &str) -> Option<Vm> {
+        match &self.known().get(name)?.state {
+            State::On(vm) | State::Starting { vm: Some(vm), .. } => Some(vm.clone()),
+            State::Off(_) | State::Starting { vm: None, .. } => None,
+        }
     }
 }
 
@@ -354,7 +387,7 @@ impl Driver for Qemu {
     }
 
     fn power(&self, name: &str) -> Power {
-        match self.known().get(name).map(|known| &known.state) {
+        match self.inner.known().get(name).map(|known| &known.state) {
             Some(State::On(_) | State::Starting { vm: Some(_), .. }) => Power::On,
             Some(State::Starting { vm: None, .. }) => Power::Off("its start has just begun".into()),
             Some(State::Off(why)) => Power::Off(why.clone()),
@@ -363,8 +396,7 @@ impl Driver for Qemu {
     }
 
     fn last_words(&self, name: &str) -> Option<String> {
-        let console = start::console(&self.path(name).ok()?);
-        last_line(&console).ok()?
+        self.inner.last_words(name)
     }
 
     fn reboot<'a>(&'a self, vm: &'a VmSpec) -> Doing<'a, ()> {
@@ -372,13 +404,16 @@ impl Driver for Qemu {
     }
 
     fn progress(&self, name: &str) -> Option<Progress> {
-        let facts = self.known().get(name)?.facts.clone();
-        let progress = facts.lock().progress();
+        let facts = self.inner.known().get(name)?.facts.clone();
+        let mut progress = facts.lock().progress();
+        if progress.problem.is_none() {
+            progress.problem = self.inner.on(name).and_then(|vm| vm.trouble());
+        }
         Some(progress)
     }
 
     fn usage(&self, name: &str) -> Option<Usage> {
-        let vm = self.on(name)?;
+        let vm = self.inner.on(name)?;
         let used = vm.usage().ok()?;
         Some(Usage {
             cpu: used.cpu,
@@ -389,15 +424,15 @@ impl Driver for Qemu {
     }
 
     fn screen(&self, name: &str) -> Option<Screen> {
-        self.known().get(name)?.screen.clone()
+        self.inner.known().get(name)?.screen.clone()
     }
 
     fn names(&self) -> Vec<String> {
-        self.known().keys().cloned().collect()
+        self.inner.known().keys().cloned().collect()
     }
 
     fn silent_since(&self, name: &str) -> Option<OffsetDateTime> {
-        self.known().get(name)?.silent_since
+        self.inner.known().get(name)?.silent_since
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -405,27 +440,17 @@ impl Driver for Qemu {
     }
 }
 
-impl Qemu {
-    fn on(&self, name: &str) -> Option<Vm> {
-        match &self.known().get(name)?.state {
-            State::On(vm) | State::Starting { vm: Some(vm), .. } => Some(vm.clone()),
-            State::Off(_) | State::Starting { vm: None, .. } => None,
-        }
-    }
-}
-
-/// How long a VM may take to shut down.
-fn grace(directory: &Path, accelerator: Accelerator) -> Result<Duration, DriverError> {
-    let is_users = Record::load(directory)?.is_some_and(|record| record.base.is_none());
-    Ok(accelerator.scaled(if is_users { USERS_GRACE } else { GRACE }))
+/// Whether its disk is not ours.
+fn is_users(directory: &Path) -> Result<bool, DriverError> {
+    Ok(Record::load(directory)?.is_some_and(|record| record.base.is_none()))
 }
 
 /// Stops all VMs below a directory, without a driver: for the end of a zone whose server has ended or was killed. Says which,
-/// and what could not be stopped.
+/// and what could not be stopped. VMs of users may take `users_grace` to shut down.
 ///
 /// # Errors
 /// The directory cannot be read.
-pub async fn end_all(directory: &Path) -> Result<(Vec<String>, Vec<DriverError>), DriverError> {
+pub async fn end_all(directory: &Path, users_grace: Duration) -> Result<(Vec<String>, Vec<DriverError>), DriverError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         entries => entries.map_err(failed("read", directory))?,
@@ -434,7 +459,7 @@ pub async fn end_all(directory: &Path) -> Result<(Vec<String>, Vec<DriverError>)
     for entry in entries {
         let path = entry.map_err(failed("read", directory))?.path();
         ends.push(async move {
-            let ended = end_of(&path).await;
+            let ended = end_of(&path, users_grace).await;
             (
                 path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 ended,
@@ -454,11 +479,16 @@ pub async fn end_all(directory: &Path) -> Result<(Vec<String>, Vec<DriverError>)
 }
 
 /// Whether it was on.
-async fn end_of(directory: &Path) -> Result<bool, DriverError> {
+async fn end_of(directory: &Path, users_grace: Duration) -> Result<bool, DriverError> {
     let Some(vm) = Vm::adopt(directory).await? else {
         return Ok(false);
     };
-    vm.stop(grace(directory, vm.machine().accelerator)?).await?;
+    let grace = if is_users(directory)? {
+        users_grace
+    } else {
+        vm.machine().accelerator.scaled(GRACE)
+    };
+    vm.stop(grace).await?;
     if let Some(mut record) = Record::load(directory)? {
         record.state = Written::Off("stopped".into());
         record.save(directory)?;

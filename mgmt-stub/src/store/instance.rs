@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::PoisonError;
 
 use protocol::secret::Secret;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
@@ -187,20 +188,24 @@ impl Store {
         let next = seen.state.on(event)?;
         let (id, name, state, count) = (seen.id, seen.name.clone(), seen.state, seen.update_count);
         let reason = reason.into();
-        self.write(move |transaction| {
-            let sql = "UPDATE instance SET
+        let moved = self
+            .write(move |transaction| {
+                let sql = "UPDATE instance SET
                            state_since = CASE WHEN state = :next THEN state_since ELSE :now END,
                            state = :next, reason = :reason, update_count = update_count + 1
                        WHERE id = :id AND state = :state AND update_count = :count AND removed IS NULL
                        RETURNING *";
-            let params = named_params! {
-                ":next": next.as_str(), ":reason": reason, ":now": now(),
-                ":id": id, ":state": state.as_str(), ":count": count,
-            };
-            let moved = transaction.query_row(sql, params, instance).optional()?;
-            moved.ok_or(StoreError::LostRace { name, state })
-        })
-        .await
+                let params = named_params! {
+                    ":next": next.as_str(), ":reason": reason, ":now": now(),
+                    ":id": id, ":state": state.as_str(), ":count": count,
+                };
+                let moved = transaction.query_row(sql, params, instance).optional()?;
+                moved.ok_or(StoreError::LostRace { name, state })
+            })
+            .await?;
+        let mut transitions = self.shared.transitions.lock().unwrap_or_else(PoisonError::into_inner);
+        *transitions.entry((moved.kind, state, next)).or_default() += 1;
+        Ok(moved)
     }
 
     /// Another reason for the same state.

@@ -4,6 +4,7 @@
 //! It looks at what is, never at a queue of changes. What takes time are tasks beside it; it owns all that is remembered.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -15,21 +16,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::life::{StartFailed, event_type};
+use super::life::StartFailed;
+use super::power::{Ended, Told};
 use super::spec::released_on_stop;
-use super::{RUNNING, SystemVms, alert_type, started_again};
+use super::{SystemVms, alert_type, started_again};
 use crate::alerts::AlertType;
 use crate::configuration::{
     AGENT_SILENCE_LIMIT, AGENT_START_LIMIT, CONSOLEPROXY_CAPACITYSCAN_INTERVAL, CONSOLEPROXY_RESTART,
     CONSOLEPROXY_SCALE_DOWN_DELAY, HA_ENABLED, HYPERVISOR_SILENCE_LIMIT, SECSTORAGE_CAPACITYSCAN_INTERVAL, Setting,
 };
-use crate::driver::Power;
-use crate::instance_state::InstanceEvent;
-use crate::instance_state::InstanceState::{Expunging, Migrating, Running, Starting, Stopped, Stopping};
+use crate::instance_state::InstanceState::{Expunging, Running};
 use crate::restart_budget::{Restart, RestartBudget};
 use crate::scanner::Action;
 use crate::store::StoreError;
-use crate::store::event::Level;
 use crate::store::host::Host;
 use crate::store::id::InstanceId;
 use crate::store::instance::{Instance, InstanceType};
@@ -107,12 +106,6 @@ struct Done {
     result: Result<(), StartFailed>,
 }
 
-/// A VM that has ended by itself.
-struct Ended {
-    vm: Instance,
-    why: String,
-}
-
 impl Keeper {
     pub(super) fn new(vms: SystemVms) -> Self {
         Self {
@@ -176,6 +169,13 @@ impl Keeper {
         self.pools(&instances, &hosts).await?;
 
         let now = OffsetDateTime::now_utc();
+        let left = self.budgets.iter().map(|(id, budget)| (*id, budget.left(now)));
+        *self
+            .vms
+            .inner
+            .restarts_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = left.collect();
         let plans = self.plans.values();
         let plans = plans.map(|plan| (plan.at - now).max(time::Duration::ZERO).unsigned_abs());
         let scans = self.due.values();
@@ -512,90 +512,10 @@ impl Keeper {
     }
 }
 
-impl SystemVms {
-    /// Moves the row to what the driver says; answers if it should be on and has ended.
-    async fn follow_one(&self, vm: Instance, host: Option<&Host>) -> Option<Ended> {
-        let _lock = self.try_lock(vm.id)?;
-        let store = &self.inner.store;
-        match (self.inner.driver.power(&vm.name), vm.state) {
-            (Power::Off(why), Starting | Running | Stopping | Migrating) => {
-                let event = InstanceEvent::FollowAgentPowerOffReport;
-                // An error: somebody else was faster, and knows better.
-                let stopped = store.instance_event(&vm, event, why.as_str()).await.ok()?;
-                self.powered_off(&stopped).await;
-                let was_wanted = vm.state != Stopping;
-                return was_wanted.then_some(Ended { vm: stopped, why });
-            }
-            (Power::On, Starting | Stopping | Stopped | Migrating) => {
-                let event = InstanceEvent::FollowAgentPowerOnReport;
-                let moved = store.instance_event(&vm, event, "it was found running").await.ok()?;
-                if vm.state != Starting {
-                    let text = format!("{} was {}, but it is on: it is Running now", vm.name, vm.state);
-                    self.alert(&moved, AlertType::SYNC, text).await;
-                }
-            }
-            // Why it was started again is of interest until it is of use again.
-            (Power::On, Running)
-                if vm.reason != RUNNING && host.is_some_and(|host| self.inner.agents.is_up(host.id)) =>
-            {
-                store.set_instance_reason(vm.id, RUNNING).await.ok();
-            }
-            _ => {}
-        }
-        None
-    }
-
-    /// Removes one that does not get well, for the scan to make a new one; where nothing scans it is started once more.
-    async fn replace(&self, id: InstanceId, seen: i64, why: &str) -> Result<(), StartFailed> {
-        let vm = self.present(id).await?;
-        if vm.update_count != seen {
-            return Ok(()); // somebody has done something with it meanwhile
-        }
-        let runs = vm.state == Running;
-        if runs && !self.is_in_trouble(&vm).await? {
-            return Ok(());
-        }
-        if self.is_scanned(vm.kind).await? {
-            return Ok(self.destroy(id).await?);
-        }
-        if runs {
-            self.cycle(id, seen, why).await
-        } else {
-            self.start_seen(id, seen, Some(why)).await
-        }
-    }
-}
-
-/// What people are told of a VM.
-struct Told {
-    vm: Instance,
-    alerts: Vec<(AlertType, String)>,
-    event: Option<String>,
-    reason: Option<String>,
-}
-
-impl Told {
-    async fn tell(self, vms: SystemVms) {
-        let Self {
-            vm,
-            alerts,
-            event,
-            reason,
-        } = self;
-        if let Some(reason) = reason {
-            vms.inner.store.set_instance_reason(vm.id, reason).await.ok();
-        }
-        for (kind, text) in alerts {
-            vms.alert(&vm, kind, text).await;
-        }
-        if let Some(text) = event {
-            let kind = event_type(vm.kind, "PROXY.STOP", "SSVM.STOP");
-            vms.event(&vm, kind, Level::Warn, text).await;
-        }
-    }
-}
-
 /// Hours, minutes and seconds.
 fn clock(at: OffsetDateTime) -> String {
     format!("{:02}:{:02}:{:02}", at.hour(), at.minute(), at.second())
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use protocol::secret::Secret;
 
 use super::place::{AddressRange, Network, Networks};
-use super::{SystemVmError, SystemVms, is_loopback};
+use super::{SystemVmError, SystemVms};
 use crate::boot_line;
 use crate::ca::Request;
 use crate::configuration::{
@@ -132,21 +132,10 @@ impl SystemVms {
     fn machine(&self, vm: &Instance, nics: &[Nic]) -> boot_line::Machine {
         let place = &self.inner.place;
         let networks = place.networks.as_ref();
-        let nics = match networks {
-            Some(_) => nics.iter().map(line_nic).collect(),
-            // A process has this machine's addresses: no control NIC, the others are the one it is reached by.
-            None => {
-                let public = place.console.ip();
-                let mask = match public {
-                    ip if is_loopback(ip) => Ipv4Addr::new(255, 0, 0, 0),
-                    _ => Ipv4Addr::BROADCAST,
-                };
-                let nic = boot_line::Nic {
-                    address: Some((public, mask.into())),
-                    ..boot_line::Nic::default()
-                };
-                vec![boot_line::Nic::default(), nic.clone(), nic]
-            }
+        let nics = if networks.is_some() {
+            nics.iter().map(line_nic).collect()
+        } else {
+            process_nics(place.console.ip())
         };
         boot_line::Machine {
             hosts: place.servers.clone(),
@@ -186,6 +175,20 @@ impl SystemVms {
             .filter_map(|nic| Some(nic.address?.addr().into()))
             .collect()
     }
+}
+
+/// A process has this machine's addresses: no control NIC, the others are the one it is reached by.
+fn process_nics(public: IpAddr) -> Vec<boot_line::Nic> {
+    let mask = if public.to_canonical().is_loopback() {
+        Ipv4Addr::new(255, 0, 0, 0)
+    } else {
+        Ipv4Addr::BROADCAST
+    };
+    let nic = boot_line::Nic {
+        address: Some((public, mask.into())),
+        ..boot_line::Nic::default()
+    };
+    vec![boot_line::Nic::default(), nic.clone(), nic]
 }
 
 fn driver_nic(nic: &Nic) -> Option<driver::Nic> {

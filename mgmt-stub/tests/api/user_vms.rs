@@ -565,3 +565,53 @@ async fn what_was_destroyed_long_ago_goes_and_the_template_that_nobody_needs() {
     waited.await.unwrap();
     assert!(store.instances().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn metrics_count_vms_their_starts_and_failures_and_what_they_use() {
+    let world = World::new().await;
+    let vm = world.deployed("web-1").await;
+    let name = vm["instancename"].as_str().unwrap();
+    world.driver.state().is_broken = true;
+    world.deploy(&[("name", "web-2")]).await.unwrap_err();
+    let api = Api::new(Arc::clone(&world.server.management));
+    let waited = tokio::time::timeout(LIMIT, async {
+        loop {
+            let body = http_body_util::BodyExt::collect(api.metrics().await.into_body())
+                .await
+                .unwrap()
+                .to_bytes();
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            if text.contains("mgmt_vm_memory_bytes") && text.contains(&format!("{{vm=\"{name}\"}}")) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let text = waited.await.unwrap();
+    for line in [
+        "mgmt_vms{type=\"User\",state=\"Running\"} 1\n".to_owned(),
+        "mgmt_vms{type=\"User\",state=\"Error\"} 1\n".to_owned(),
+        "mgmt_vms{type=\"ConsoleProxy\",state=\"Running\"} 0\n".to_owned(),
+        "mgmt_vm_transitions_total{type=\"User\",from=\"Starting\",to=\"Running\"} 1\n".to_owned(),
+        "mgmt_vm_transitions_total{type=\"User\",from=\"Starting\",to=\"Stopped\"} 1\n".to_owned(),
+        format!("mgmt_vm_memory_bytes{{vm=\"{name}\"}} {}\n", 64 << 20),
+        format!("mgmt_vm_cpu_milliseconds{{vm=\"{name}\"}} 1000\n"),
+        format!("mgmt_vm_received_bytes{{vm=\"{name}\"}} 2048\n"),
+    ] {
+        assert!(text.contains(&line), "{line}{text}");
+    }
+    let again = world
+        .api(
+            "listVirtualMachines",
+            &[("listall", "true"), ("details", "all"), ("state", "Running")],
+        )
+        .await;
+    assert_eq!(again["virtualmachine"][0]["memorykbs"], 64 << 10);
+    let plain = world
+        .api(
+            "listVirtualMachines",
+            &[("listall", "true"), ("details", "min"), ("state", "Running")],
+        )
+        .await;
+    assert_eq!(plain["virtualmachine"][0]["memorykbs"], Value::Null);
+}

@@ -5,20 +5,15 @@
 //! removed by the next one.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 
 use anyhow::Context;
-use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, setns};
+use hypervisor::network::namespace::{Name, Namespace};
 use platform::exec::{Cmd, Output};
 
 use super::leftovers;
 
-/// Where `ip netns` keeps its namespaces: ip-netns(8).
-const NAMESPACES: &str = "/run/netns";
 /// In the names of ours.
 const KIND: &str = "test";
 
@@ -26,11 +21,11 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A network namespace. Clones are the same namespace.
 #[derive(Clone, Debug)]
-pub struct Net(Arc<Namespace>);
+pub struct Net(Arc<Own>);
 
 #[derive(Debug)]
-struct Namespace {
-    name: String,
+struct Own {
+    namespace: Namespace,
     taps: AtomicU32,
 }
 
@@ -42,18 +37,12 @@ impl Net {
     pub async fn new() -> anyhow::Result<Self> {
         remove_abandoned();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}{number}", leftovers::prefix(KIND));
-        Cmd::new("ip")
-            .args(["netns", "add", &name])
-            .run()
+        let name: Name = format!("{}{number}", leftovers::prefix(KIND)).parse()?;
+        let namespace = Namespace::open_or_create(&name)
             .await
             .context("making a network namespace (tests with VMs in networks need root)")?;
-        let net = Self(Arc::new(Namespace {
-            name,
-            taps: AtomicU32::new(0),
-        }));
-        net.ip("link set lo up").await?;
-        Ok(net)
+        let taps = AtomicU32::new(0);
+        Ok(Self(Arc::new(Own { namespace, taps })))
     }
 
     /// A bridge, up, on which the host has `address` (`169.254.0.1/16`). Its name has at most 15 bytes.
@@ -83,12 +72,7 @@ impl Net {
     /// # Errors
     /// One of them fails; the message of `ip` has its number.
     pub async fn ip(&self, batch: &str) -> anyhow::Result<()> {
-        let ip = Cmd::new("ip").args(["-n", self.name(), "-batch", "-"]);
-        ip.stdin(batch)
-            .run()
-            .await
-            .with_context(|| format!("in the namespace {}: {batch}", self.name()))?;
-        Ok(())
+        Ok(self.0.namespace.ip(batch).await?)
     }
 
     /// Runs a program of the host inside.
@@ -101,7 +85,7 @@ impl Net {
 
     /// The same command, inside: for [`Cmd::spawn`].
     pub fn command(&self, cmd: Cmd) -> Cmd {
-        cmd.through(Cmd::new("ip").args(["netns", "exec", self.name()]))
+        self.0.namespace.command(cmd)
     }
 
     /// Calls `work` on a thread that is inside. Sockets made there stay inside wherever they are used then:
@@ -113,51 +97,40 @@ impl Net {
     /// # Panics
     /// When `work` does.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let namespace = self.open()?;
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                setns(namespace, CloneFlags::CLONE_NEWNET)?;
-                Ok::<_, nix::Error>(work())
-            });
-            worker.join().expect("the work inside does not panic")
-        })
-        .with_context(|| format!("entering {}", self.path().display()))
+        Ok(self.0.namespace.inside(work)?)
     }
 
     /// For setns(2).
     pub(crate) fn open(&self) -> anyhow::Result<File> {
-        let path = self.path();
-        File::open(&path).with_context(|| format!("opening {}", path.display()))
+        let path = self.0.namespace.path();
+        File::open(path).with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// The namespace itself.
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
     }
 
     /// As `ip netns` shows it.
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new(NAMESPACES).join(self.name())
+    pub fn name(&self) -> String {
+        self.0.namespace.name().to_string()
     }
 }
 
-impl Drop for Namespace {
+impl Drop for Own {
     fn drop(&mut self) {
-        remove(&self.name);
+        // Without waiting for a program: this is called while a test falls over.
+        Namespace::drop_name(self.namespace.name()).ok();
     }
-}
-
-/// As `ip netns delete` does, but without waiting for a program: this is called while a test falls over.
-fn remove(name: &str) {
-    let path = Path::new(NAMESPACES).join(name);
-    umount2(&path, MntFlags::MNT_DETACH).ok();
-    fs::remove_file(&path).ok();
 }
 
 /// Removes namespaces of test runs that were killed.
 fn remove_abandoned() {
-    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().filter_map(Result::ok);
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     for name in names.filter(|name| leftovers::is_abandoned(KIND, name)) {
-        remove(&name);
+        if let Ok(name) = name.parse() {
+            Namespace::drop_name(&name).ok();
+        }
     }
 }

@@ -11,7 +11,8 @@ use super::network::Net;
 
 /// For all ports of a few addresses. A guest under emulation drops some thousand packets in a second.
 const LIMIT: Duration = Duration::from_mins(5);
-/// TCP connections tried in a second: what one emulated processor can drop.
+/// TCP connections tried in a second: what one emulated processor can drop. Each once: a second try of all that are silent
+/// would double the time, and a rate that loses packets would be seen, since ports that must be open are looked for.
 const TCP_RATE: &str = "4000";
 /// Of the UDP ports that most machines have open, as nmap knows them. Each that is silent costs a second try.
 const UDP_TOP: &str = "50";
@@ -55,7 +56,7 @@ pub async fn ports(net: &Net, addresses: &[&str]) -> anyhow::Result<BTreeSet<Por
             .time_limit(LIMIT);
         net.run(nmap)
     };
-    let tcp = nmap(&["-sS", "-p-", "--min-rate", TCP_RATE, "--max-retries", "1"]).await?;
+    let tcp = nmap(&["-sS", "-p-", "--min-rate", TCP_RATE, "--max-retries", "0"]).await?;
     let udp = nmap(&["-sU", "--top-ports", UDP_TOP, "--max-retries", "1", "--min-rate", "100"]).await?;
     let mut found = BTreeSet::new();
     for printed in [tcp.text(), udp.text()] {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
+use ipnet::Ipv4Net;
 use platform::exec::{Cmd, Process};
 use serde::Deserialize;
 
@@ -15,6 +17,25 @@ use super::{SERVER_LOG, Zone, template};
 
 /// Until it answers: `mgmt-stub up` itself gives up before.
 const SERVER_LIMIT: Duration = Duration::from_mins(3);
+
+/// Options of a zone whose system VMs are virtual machines.
+#[derive(Args)]
+pub(super) struct VmOptions {
+    /// Networks of the zone: management, public and storage are its second, third and fourth /24.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        default_value = "172.31.0.0/16",
+        conflicts_with = "processes"
+    )]
+    pub(super) zone_cidr: Ipv4Net,
+    /// Let the zone reach the world through this machine, with its address (NAT).
+    #[arg(long, conflicts_with = "processes")]
+    uplink: bool,
+    /// Upload the files in there to each system VM: see `mgmt-stub serve --help`.
+    #[arg(long, value_name = "DIR", conflicts_with = "processes")]
+    system_vm_files: Option<PathBuf>,
+}
 
 /// What the kinds of zones need.
 pub(super) enum Parts {
@@ -66,7 +87,7 @@ impl Zone {
         let setting = "secstorage.allowed.internal.sites";
         let sites = match parts {
             Parts::Processes { .. } => "127.0.0.0/8".to_owned(),
-            Parts::Vms { .. } => format!("{}/32", template::source_address(self.arguments.zone_cidr).ip()),
+            Parts::Vms { .. } => format!("{}/32", template::source_address(self.arguments.vms.zone_cidr).ip()),
         };
         let found = api
             .list("listConfigurations", "configuration", &[("name", setting)])
@@ -106,11 +127,16 @@ impl Zone {
             }
             Parts::Vms { image } => {
                 let up = up
-                    .args(["--driver", "qemu", "--zone-cidr", &self.arguments.zone_cidr.to_string()])
-                    .args(self.arguments.uplink.then_some("--uplink"))
+                    .args([
+                        "--driver",
+                        "qemu",
+                        "--zone-cidr",
+                        &self.arguments.vms.zone_cidr.to_string(),
+                    ])
+                    .args(self.arguments.vms.uplink.then_some("--uplink"))
                     .arg("--image")
                     .arg(image);
-                match &self.arguments.system_vm_files {
+                match &self.arguments.vms.system_vm_files {
                     Some(files) => up.arg("--system-vm-files").arg(std::path::absolute(files)?),
                     None => up,
                 }

@@ -15,7 +15,7 @@ use super::api::{Api, text};
 use super::source::Source;
 use crate::guest;
 
-const NAME: &str = "demo";
+pub(super) const NAME: &str = "demo";
 /// The one port of the host that VMs reach on the public network, for this: `mgmt_stub::zone_network::SOURCE_PORT`.
 const SOURCE_PORT: u16 = 8089;
 /// For it to come, also to an emulated VM.
@@ -59,7 +59,7 @@ async fn listener(zone: &Zone) -> anyhow::Result<TcpListener> {
     let name = Name::of_directory(&zone.state.data_dir.canonicalize()?);
     let namespace = Namespace::open(&name)?;
     let namespace = namespace.with_context(|| format!("the zone has no network namespace {name}"))?;
-    let address = source_address(zone.arguments.zone_cidr);
+    let address = source_address(zone.arguments.vms.zone_cidr);
     Ok(namespace.listen(address)?)
 }
 

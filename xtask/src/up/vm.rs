@@ -2,20 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use hypervisor::qmp::Qmp;
 use platform::exec::Cmd;
 use platform::files;
-use tokio::time::sleep;
+use platform::logging::chain;
+use serde_json::json;
 
+use super::end_of;
 use super::state::{Guest, Running};
-use super::{end_of, qmp};
 use crate::guest::{self, KERNEL_ARGUMENTS};
 
 const MEMORY_MIB: &str = "128";
 const QEMU_LIMIT: Duration = Duration::from_secs(15);
-const LOOK: Duration = Duration::from_millis(200);
 /// A path of a Unix socket has at most 107 bytes: unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -67,19 +68,42 @@ fn password() -> anyhow::Result<String> {
 
 /// The port that it has found free, once it listens.
 pub(super) async fn vnc_port(guest: &Guest) -> anyhow::Result<u16> {
-    let started = Instant::now();
-    loop {
-        match qmp::ask(&guest.qmp, "query-vnc").await {
-            Ok(vnc) => {
-                let port = vnc["service"].as_str().and_then(|port| port.parse().ok());
-                return port.with_context(|| format!("QEMU tells no port of its VNC server: {vnc}"));
-            }
-            Err(error) => {
-                let log = &guest.process.log;
-                ensure!(guest.process.alive().is_some(), "QEMU has ended; {}", end_of(log)?);
-                ensure!(started.elapsed() < QEMU_LIMIT, "{error:#}; {}", end_of(log)?);
-            }
+    let asking = async {
+        let qmp = Qmp::connect(&guest.qmp, QEMU_LIMIT).await?;
+        qmp.call("query-vnc", json!({})).await
+    };
+    let ending = async {
+        if let Some(process) = guest.process.alive() {
+            while !process.ended(QEMU_LIMIT).await {}
         }
-        sleep(LOOK).await;
+    };
+    let log = &guest.process.log;
+    let vnc = tokio::select! {
+        answer = asking => match answer {
+            Ok(vnc) => vnc,
+            Err(error) => bail!("{}; {}", chain(&error), end_of(log)?),
+        },
+        () = ending => bail!("QEMU has ended; {}", end_of(log)?),
+    };
+    let port = vnc["service"].as_str().and_then(|port| port.parse().ok());
+    port.with_context(|| format!("QEMU tells no port of its VNC server: {vnc}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_start_says_why() {
+        let directory = tempfile::tempdir().unwrap();
+        let nothing = guest::Guest {
+            kernel: "/no/such/kernel".into(),
+            initramfs: "/no/such/initramfs".into(),
+            disk: "/no/such/disk".into(),
+        };
+        let guest = start(&nothing, directory.path()).unwrap();
+        let error = vnc_port(&guest).await.unwrap_err().to_string();
+        assert!(error.starts_with("QEMU has ended; "), "{error}");
+        assert!(error.contains("/no/such/kernel"), "{error}");
     }
 }

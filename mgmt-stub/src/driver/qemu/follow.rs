@@ -1,5 +1,6 @@
 //! Who follows a VM while it is on: its end, what it tells of itself, and whether QEMU answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::guest_channel::{GuestChannel, Message, News, Request};
@@ -8,27 +9,36 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::{Qemu, SharedFacts};
+use super::{Inner, Qemu, SharedFacts};
 
 /// Between two looks whether QEMU answers.
 const LOOK: Duration = Duration::from_secs(5);
 /// Between two checks that a VM without a link is asked for: one takes it some seconds of processor time.
-const CHECK: Duration = Duration::from_secs(60);
+const CHECK: Duration = Duration::from_mins(1);
 
 impl Qemu {
-    /// Until the VM ends.
+    /// Until the VM ends, or there is no driver any more.
     pub(super) fn follow(&self, name: String, vm: Vm, facts: SharedFacts) {
-        let (driver, of) = (self.clone(), name.clone());
+        let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
-            let ended = tokio::select! {
-                ended = vm.ended() => ended,
-                // The second has no end.
-                ((), ()) = async { tokio::join!(listen(vm.guest_channel(), &facts), driver.ask(&of, &vm)) } => vm.ended().await,
+            let following = inner.following.clone();
+            let ended = async {
+                tokio::select! {
+                    ended = vm.ended() => ended,
+                    // The second has no end.
+                    ((), ()) = async { tokio::join!(listen(vm.guest_channel(), &facts), inner.ask(&name, &vm)) } => {
+                        vm.ended().await
+                    }
+                }
             };
-            driver.ended(&name, &vm, ended.to_string()).await;
+            if let Some(ended) = following.run_until_cancelled(ended).await {
+                inner.ended(&name, &vm, ended.to_string()).await;
+            }
         });
     }
+}
 
+impl Inner {
     /// Asks QEMU for a sign of life, for ever.
     async fn ask(&self, name: &str, vm: &Vm) {
         let mut ticks = interval(LOOK);

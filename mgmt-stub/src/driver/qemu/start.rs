@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::future::Future;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,52 +9,37 @@ use hypervisor::accelerator::Accelerator;
 use hypervisor::disk;
 use hypervisor::machine::{Disk, Format, Machine, Nic};
 use hypervisor::network::Port;
-use hypervisor::ssh::Ssh;
 use hypervisor::vm::{Places, Vm, VmError};
 use ipnet::Ipv4Net;
-use platform::exec::Exited;
 use platform::logging::chain;
 use protocol::secret::Secret;
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::facts::Deed;
 use super::record::{Record, Written};
 use super::{Known, Qemu, SharedFacts, Start, State, base, make_directory};
-use crate::ca::Issued;
 use crate::driver::last_words::last_lines;
 use crate::driver::{DriverError, Purpose, Screen, Traffic, VmSpec};
 use crate::zone_network;
 
-/// Between two looks at what is not there yet; hosts wait for a second.
-const LOOK: Duration = Duration::from_secs(1);
 /// For one connection to port 3922.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Lines of the console in an error.
 const CONSOLE_LINES: usize = 5;
-/// CloudStack's own number for the certificate; some errors of a loaded VM go by.
-const TRIES: u32 = 3;
-/// Names of what may be uploaded, in the order of a KVM host; the last is a bundle of our own (docs/upgrade.md).
-const UPLOADS: [&str; 4] = ["agent.zip", "cloud-scripts.tgz", "patch-sysvms.sh", "sysvm-bundle"];
-/// Where to.
-const UPLOAD_TO: &str = "/var/cache/cloud/";
 /// For an archive of 100 MB over an emulated network card.
-const UPLOAD_LIMIT: Duration = Duration::from_mins(2);
-/// What a host runs to see that a system VM has its files.
-const FILES: &str = "/opt/cloud/bin/patched.sh /opt/cloud/bin/keystore*";
-/// Characters of what a command in the VM printed that go into an error.
-const MAX_PRINTED: usize = 400;
+pub(super) const UPLOAD_LIMIT: Duration = Duration::from_mins(2);
 const DISK: &str = "disk.qcow2";
 
 /// Why a step failed.
-type Cause = Box<dyn Error + Send + Sync>;
+pub(super) type Cause = Box<dyn Error + Send + Sync>;
 
 /// A step that failed.
-struct Failure {
-    deed: Deed,
-    cause: String,
+pub(super) struct Failure {
+    pub(super) deed: Deed,
+    pub(super) cause: String,
 }
 
 /// Not an error of the system but of what is there.
@@ -63,7 +47,7 @@ struct Failure {
 #[error("{0}")]
 struct Because(String);
 
-fn because(text: impl Into<String>) -> Cause {
+pub(super) fn because(text: impl Into<String>) -> Cause {
     Box::new(Because(text.into()))
 }
 
@@ -84,10 +68,10 @@ impl Qemu {
     /// Starts a VM; one that is on is started already.
     pub(super) async fn power_on(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let name = spec.name.as_str();
-        let directory = self.path(name)?;
+        let directory = self.inner.path(name)?;
         let (start, facts) = (Start::default(), SharedFacts::default());
         {
-            let mut known = self.known();
+            let mut known = self.inner.known();
             match known.get(name).map(|known| &known.state) {
                 Some(State::On(_)) => return Ok(()),
                 Some(State::Starting { .. }) => return Err(DriverError::Busy(name.to_owned())),
@@ -125,9 +109,9 @@ impl Qemu {
         if let Err(error) = self.end_of_start(name, &directory).await {
             warn!(vm = name, error = %chain(&error), "Cannot power off a VM whose start has failed");
         }
-        self.clear_away(name).await;
-        self.set(name, State::Off(why.clone()));
-        if let Err(error) = self.remember_off(name, &why) {
+        self.inner.clear_away(name).await;
+        self.inner.set(name, State::Off(why.clone()));
+        if let Err(error) = self.inner.remember_off(name, &why) {
             warn!(vm = name, error = %chain(&error), "Cannot write why a VM is off");
         }
         Err(error)
@@ -135,7 +119,7 @@ impl Qemu {
 
     /// Nothing runs any more, also when the start was given up between QEMU's beginning and our knowing of it.
     async fn end_of_start(&self, name: &str, directory: &Path) -> Result<(), VmError> {
-        let vm = match self.on(name) {
+        let vm = match self.inner.on(name) {
             Some(vm) => Some(vm),
             None => Vm::adopt(directory).await?,
         };
@@ -148,7 +132,7 @@ impl Qemu {
     /// The text that a person gets: which step, why, what the VM says, and what to do.
     fn explain(&self, name: &str, facts: &SharedFacts, deed: Deed, cause: &str) -> DriverError {
         let told = facts.lock().guest_problem();
-        let console = self.path(name).ok().map(|directory| console(&directory));
+        let console = self.inner.path(name).ok().map(|directory| console(&directory));
         let lines = console
             .and_then(|console| last_lines(&console, CONSOLE_LINES).ok())
             .unwrap_or_default();
@@ -175,7 +159,7 @@ impl Qemu {
         let name = spec.name.as_str();
         let made = self.step(facts, Deed::Qemu, self.run_qemu(spec, directory)).await;
         let (vm, screen, mut record) = made?;
-        if let Some(known) = self.known().get_mut(name) {
+        if let Some(known) = self.inner.known().get_mut(name) {
             known.state = State::Starting {
                 vm: Some(vm.clone()),
                 start: start.clone(),
@@ -184,11 +168,7 @@ impl Qemu {
         }
         self.follow(name.to_owned(), vm.clone(), facts.clone());
         if !matches!(spec.purpose, Purpose::User { .. }) {
-            let mut doing = Deed::GuestAgent;
-            tokio::select! {
-                outcome = self.set_up(&vm, spec, directory, facts, &mut doing) => outcome?,
-                ended = vm.ended() => return Err(Failure { deed: doing, cause: format!("the VM has ended: {ended}") }),
-            }
+            self.set_up_or_ended(&vm, spec, directory, facts).await?;
         }
         record.state = Written::Started;
         let written = record.save(directory).map_err(|error| Failure {
@@ -196,7 +176,7 @@ impl Qemu {
             cause: chain(&error).to_string(),
         });
         written?;
-        self.set(name, State::On(vm.clone()));
+        self.inner.set(name, State::On(vm.clone()));
         if vm.is_alive() {
             return Ok(());
         }
@@ -284,114 +264,8 @@ impl Qemu {
         Ok((disk, Some(base)))
     }
 
-    /// What makes a machine that runs a system VM.
-    async fn set_up(
-        &self,
-        vm: &Vm,
-        spec: &VmSpec,
-        directory: &Path,
-        facts: &SharedFacts,
-        doing: &mut Deed,
-    ) -> Result<(), Failure> {
-        *doing = Deed::GuestAgent;
-        let limit = self.limit(Deed::GuestAgent);
-        let mut agent = self
-            .step(facts, Deed::GuestAgent, async {
-                let began = Instant::now();
-                let agent = vm.guest_agent(limit).await?;
-                Ok((agent, format!("answered after {} s", began.elapsed().as_secs())))
-            })
-            .await?;
-        *doing = Deed::BootArguments;
-        let limit = self.limit(Deed::BootArguments);
-        self.step(facts, Deed::BootArguments, async {
-            agent.pass_cmdline(spec.boot_args.expose(), limit).await?;
-            Ok(((), format!("{} bytes", spec.boot_args.expose().len())))
-        })
-        .await?;
-        drop(agent);
-
-        *doing = Deed::Ssh;
-        let ssh = self.step(facts, Deed::Ssh, self.log_in(spec, directory, facts)).await?;
-        *doing = Deed::Files;
-        self.step(facts, Deed::Files, self.files(&ssh)).await?;
-        if let Some(identity) = &spec.identity {
-            *doing = Deed::Certificate;
-            self.step(facts, Deed::Certificate, self.import(&ssh, identity)).await?;
-        }
-        ssh.close().await;
-        Ok(())
-    }
-
-    /// Waits for port 3922 on the control address.
-    async fn log_in(&self, spec: &VmSpec, directory: &Path, facts: &SharedFacts) -> Result<(Ssh, String), Cause> {
-        let settings = &self.inner.settings;
-        let address = control_address(spec).ok_or_else(|| because("the VM has no control address"))?;
-        let ssh = Ssh::new(settings.network.namespace(), address, &settings.key, directory)?;
-        // What another start has left: its host keys are new whenever its disk is.
-        ssh.forget().await?;
-        let began = Instant::now();
-        while !ssh.is_open(CONNECT).await {
-            if let Some(problem) = facts.lock().bad_arguments() {
-                return Err(because(problem));
-            }
-            sleep(LOOK).await;
-        }
-        Ok((ssh, format!("{address} is open after {} s", began.elapsed().as_secs())))
-    }
-
-    /// Uploads what there is to upload, and waits until the VM has what a host looks for.
-    async fn files(&self, ssh: &Ssh) -> Result<((), String), Cause> {
-        let settings = &self.inner.settings;
-        let limit = self.limit(Deed::Files);
-        let uploads = settings.files.as_deref().map(uploads).unwrap_or_default();
-        if !uploads.is_empty() {
-            let paths: Vec<&Path> = uploads.iter().map(PathBuf::as_path).collect();
-            ssh.upload(&paths, UPLOAD_TO, settings.accelerator.scaled(UPLOAD_LIMIT))
-                .await?;
-        }
-        let names: Vec<_> = uploads.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-        let detail = if names.is_empty() {
-            "there".into()
-        } else {
-            format!("uploaded {}", names.join(", "))
-        };
-        let deadline = Instant::now() + limit;
-        loop {
-            let last = match ssh.exec(FILES, b"", limit).await {
-                Ok(exited) if exited.status.success() => return Ok(((), detail)),
-                Ok(exited) => said(&exited),
-                Err(error) => chain(&error).to_string(),
-            };
-            if Instant::now() + LOOK >= deadline {
-                return Err(because(last));
-            }
-            sleep(LOOK).await;
-        }
-    }
-
-    /// Gives the VM its certificate and key. The command line, with the key, goes through standard input: arguments of ssh
-    /// could be read by everybody on this machine.
-    async fn import(&self, ssh: &Ssh, identity: &Issued) -> Result<((), String), Cause> {
-        let limit = self.limit(Deed::Certificate);
-        let command = import_command(identity)?;
-        let mut last = String::new();
-        for _ in 0..TRIES {
-            match ssh.exec("bash -s", command.expose().as_bytes(), limit / TRIES).await {
-                Ok(exited) if exited.status.success() => {
-                    let detail = format!("good until {}", identity.signed.not_after.date());
-                    return Ok(((), detail));
-                }
-                Ok(exited) => last = said(&exited),
-                Err(error) => last = chain(&error).to_string(),
-            }
-            sleep(LOOK).await;
-        }
-        Err(because(last))
-    }
-
     /// One step, with its beginning and its end in what is known.
-    async fn step<T>(
+    pub(super) async fn step<T>(
         &self,
         facts: &SharedFacts,
         deed: Deed,
@@ -414,7 +288,7 @@ impl Qemu {
         Err(Failure { deed, cause })
     }
 
-    fn limit(&self, deed: Deed) -> Duration {
+    pub(super) fn limit(&self, deed: Deed) -> Duration {
         self.inner.settings.accelerator.scaled(deed.limit())
     }
 
@@ -422,24 +296,21 @@ impl Qemu {
     pub(super) async fn restart_inside(&self, spec: &VmSpec) -> Result<(), DriverError> {
         let name = spec.name.as_str();
         let found = self
+            .inner
             .known()
             .get(name)
             .map(|known| (known.state.clone(), known.facts.clone()));
         let Some((State::On(vm), facts)) = found else {
             return self.power_on(spec).await;
         };
-        let directory = self.path(name)?;
+        let directory = self.inner.path(name)?;
         facts.lock().restarted();
         vm.reset().await?;
         info!(vm = name, "VM reset");
         if matches!(spec.purpose, Purpose::User { .. }) {
             return Ok(());
         }
-        let mut doing = Deed::GuestAgent;
-        let outcome = tokio::select! {
-            outcome = self.set_up(&vm, spec, &directory, &facts, &mut doing) => outcome,
-            ended = vm.ended() => Err(Failure { deed: doing, cause: format!("the VM has ended: {ended}") }),
-        };
+        let outcome = self.set_up_or_ended(&vm, spec, &directory, &facts).await;
         outcome.map_err(|Failure { deed, cause }| {
             let error = self.explain(name, &facts, deed, &cause);
             facts
@@ -447,87 +318,5 @@ impl Qemu {
                 .failed(&chain(&error).to_string(), OffsetDateTime::now_utc());
             error
         })
-    }
-}
-
-/// What there is, of what a system VM knows what to do with.
-fn uploads(directory: &Path) -> Vec<PathBuf> {
-    let paths = UPLOADS.iter().map(|name| directory.join(name));
-    paths.filter(|path| path.is_file()).collect()
-}
-
-fn control_address(spec: &VmSpec) -> Option<Ipv4Addr> {
-    let nic = spec.nics.iter().find(|nic| nic.traffic == Traffic::Control)?;
-    nic.address.map(|net| net.addr())
-}
-
-/// The end of what a command in the VM printed.
-fn said(exited: &Exited) -> String {
-    let printed = if exited.stderr.trim().is_empty() {
-        String::from_utf8_lossy(&exited.stdout).into_owned()
-    } else {
-        exited.stderr.clone()
-    };
-    let start = printed.trim().chars().count().saturating_sub(MAX_PRINTED);
-    let end: String = printed
-        .trim()
-        .chars()
-        .skip(start)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    format!("{}: {end}", exited.status)
-}
-
-/// `keystore-cert-import` with its ten arguments (appliance.md §9). The passphrase is for a Java key store; ours has none.
-fn import_command(identity: &Issued) -> Result<Secret<String>, Cause> {
-    let conf = "/usr/local/cloud/systemvm/conf";
-    let signed = &identity.signed;
-    let [certificate, ca, key] =
-        [&signed.certificate, &signed.ca, identity.private_key.expose()].map(|pem| armoured(pem));
-    let (certificate, ca, key) = (certificate?, ca?, key?);
-    let passphrase = crate::random::letters(16);
-    Ok(Secret::new(format!(
-        "/opt/cloud/bin/keystore-cert-import {conf}/agent.properties {passphrase} {conf}/cloud.jks ssh \
-         {conf}/cloud.crt '{certificate}' {conf}/cloud.ca.crt '{ca}' {conf}/cloud.key '{key}'\n"
-    )))
-}
-
-/// A PEM text on one line, as CloudStack writes it: `^` is a newline, `~` a blank. It stands between quotes that a shell
-/// reads, so nothing else may be in it.
-fn armoured(pem: &str) -> Result<String, Cause> {
-    let text = pem.replace('\n', "^").replace(' ', "~");
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+/=-^~".contains(c);
-    if text.chars().all(is_plain) {
-        Ok(text)
-    } else {
-        Err(because("a certificate is not plain PEM"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_a_system_vm_knows_is_uploaded() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(uploads(directory.path()).is_empty());
-        for name in ["patch-sysvms.sh", "notes.txt", "cloud-scripts.tgz"] {
-            let _ = platform::files::replace(directory.path().join(name), "", 0o600).unwrap();
-        }
-        let wanted = ["cloud-scripts.tgz", "patch-sysvms.sh"].map(|name| directory.path().join(name));
-        assert_eq!(uploads(directory.path()), wanted);
-    }
-
-    #[test]
-    fn a_pem_text_is_one_word_and_nothing_else() {
-        let pem = "-----BEGIN CERTIFICATE-----\nMIIB+/=\n-----END CERTIFICATE-----\n";
-        assert_eq!(
-            armoured(pem).unwrap(),
-            "-----BEGIN~CERTIFICATE-----^MIIB+/=^-----END~CERTIFICATE-----^"
-        );
-        for bad in ["'", "$(reboot)", "`", "\\", "\r"] {
-            assert!(armoured(bad).is_err(), "{bad:?}");
-        }
     }
 }
