@@ -1,5 +1,7 @@
 //! This machine as the one host of its zone: networks, NFS server, and VMs under QEMU (`serve --driver qemu`).
 
+use std::ffi::OsString;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +43,29 @@ pub struct EmbeddedOptions {
     pub system_vm_files: Option<PathBuf>,
     #[command(flatten)]
     network: ZoneNetworkOptions,
+}
+
+impl EmbeddedOptions {
+    /// As they are given to `serve`.
+    ///
+    /// # Errors
+    /// There is no working directory that relative paths could begin at.
+    pub fn arguments(&self) -> io::Result<Vec<OsString>> {
+        let mut words: Vec<OsString> = Vec::new();
+        for (option, path) in [("--image", &self.image), ("--system-vm-files", &self.system_vm_files)] {
+            if let Some(path) = path {
+                words.extend([option.into(), std::path::absolute(path)?.into()]);
+            }
+        }
+        if let Some(kvm) = self.kvm.to_possible_value() {
+            words.extend(["--kvm".into(), kvm.get_name().into()]);
+        }
+        let network = &self.network;
+        words.extend(["--zone-cidr".into(), network.zone_cidr.to_string().into()]);
+        words.extend(network.uplink.then(|| "--uplink".into()));
+        words.extend(network.nfs_v3.then(|| "--nfs-v3".into()));
+        Ok(words)
+    }
 }
 
 /// Whether to use KVM.

@@ -39,6 +39,7 @@
 //! | [`page`] | the web page's files |
 //! | [`live`] | what the page shows, as it changes |
 //! | [`client`] | asks a running server over its socket |
+//! | [`running`] | which server runs on a data directory |
 //! | [`management`] | what commands work with |
 //! | [`configuration`] | settings |
 //! | [`metrics`] | numbers for Prometheus |
@@ -75,6 +76,7 @@ pub mod page;
 pub mod password;
 mod random;
 pub mod restart_budget;
+pub mod running;
 pub mod scanner;
 pub mod server;
 mod session;

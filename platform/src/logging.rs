@@ -2,7 +2,7 @@
 //!
 //! | Variable | Values | Default |
 //! |---|---|---|
-//! | `SYSVM_LOG`, else `RUST_LOG` | a level (`debug`), or levels by module (`info,agent::link=trace`) | `info` |
+//! | `SYSVM_LOG`, else `RUST_LOG` | a level (`debug`), or levels by module (`info,agent::link=trace`) | `info`; `warn` for commands that answer a person |
 //! | `SYSVM_LOG_FORMAT` | `text`, or `json`: one object per line | `text` |
 
 use std::env;
@@ -23,7 +23,16 @@ use tracing_subscriber::{EnvFilter, Registry};
 /// Starts logging as the environment asks for. A setting that makes no sense is reported as a warning and replaced by its
 /// default: nobody wants a daemon that does not start because of its log. Calling it again changes nothing.
 pub fn init() {
-    let settings = Settings::read(|name| env::var(name).ok());
+    start("info");
+}
+
+/// Likewise, with warnings and errors only as the default: for commands whose answer a person reads.
+pub fn init_quietly() {
+    start("warn");
+}
+
+fn start(level: &str) {
+    let settings = Settings::read(level, |name| env::var(name).ok());
     let layer = layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match settings.format {
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
@@ -72,7 +81,7 @@ struct Problem {
 }
 
 impl Settings {
-    fn read(var: impl Fn(&str) -> Option<String>) -> Self {
+    fn read(level: &str, var: impl Fn(&str) -> Option<String>) -> Self {
         let mut problems = Vec::new();
         let set = |variable| {
             var(variable)
@@ -106,7 +115,7 @@ impl Settings {
             _ => LogFormat::Text,
         };
         Self {
-            filter: filter.unwrap_or_else(|| EnvFilter::new("info")),
+            filter: filter.unwrap_or_else(|| EnvFilter::new(level)),
             format,
             problems,
         }
@@ -161,7 +170,7 @@ mod tests {
                 .find(|(name, _)| *name == wanted)
                 .map(|(_, value)| (*value).to_owned())
         };
-        let settings = Settings::read(var);
+        let settings = Settings::read("info", var);
         (settings.filter.to_string(), settings.format, settings.problems)
     }
 

@@ -7,11 +7,9 @@ mod api;
 mod directory;
 mod end;
 mod instance;
-mod progress;
 mod server;
 mod source;
 mod state;
-mod table;
 mod template;
 mod vm;
 
@@ -22,11 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use platform::exec::Cmd;
 use platform::{files, shutdown};
-use tokio::time::sleep;
 
 use crate::tools::{self, Install};
 use crate::{assets, must_succeed};
@@ -34,7 +31,6 @@ use crate::{guest, image};
 use api::{Api, text};
 use end::end;
 use state::State;
-use table::{columns, is_up, rows, system_vm_line};
 
 /// What a zone with programs needs of this machine.
 const PROCESSES_NEED: [tools::Tool; 5] = [tools::CC, tools::LIBC, tools::NPM, tools::QEMU, tools::QEMU_IMG];
@@ -58,12 +54,8 @@ const GUEST_NAME: &str = "demo-guest";
 const PROCESSES_LIMIT: Duration = Duration::from_mins(3);
 /// For virtual machines, without KVM and on a loaded machine, with a start that is tried again.
 const VMS_LIMIT: Duration = Duration::from_mins(20);
-/// Between two looks at what is not there yet.
-const LOOK: Duration = Duration::from_millis(400);
 /// Lines of a failed program's log that are shown.
 const LOG_LINES: usize = 25;
-/// Beside `zone.json`, and stays when that goes.
-const FIRST_PASSWORD: &str = "first-password";
 const SERVER_LOG: &str = "mgmt-stub.log";
 /// It may say why an earlier zone has ended.
 const OLD_SERVER_LOG: &str = "mgmt-stub.log.old";
@@ -392,36 +384,21 @@ impl Zone {
     }
 
     async fn system_vms_up(&self) -> anyhow::Result<()> {
-        let api = self.api();
-        let waited = Instant::now();
-        let mut shown = Vec::new();
-        loop {
-            let vms = api.list("listSystemVms", "systemvm", &[]).await?;
-            let lines: Vec<String> = vms.iter().map(system_vm_line).collect();
-            for line in lines.iter().filter(|line| !shown.contains(*line)) {
-                eprintln!("{line}");
-            }
-            shown = lines;
-            let is_up = |kind: &str| vms.iter().any(|vm| text(vm, "systemvmtype") == kind && is_up(vm));
-            if is_up("secondarystoragevm") && is_up("consoleproxy") {
-                return Ok(());
-            }
-            self.check_server()?;
-            let limit = if self.state.processes {
-                PROCESSES_LIMIT
-            } else {
-                VMS_LIMIT
-            };
-            if waited.elapsed() > limit {
-                bail!(
-                    "the system VMs are not Up after {limit:?}:\n{}\ntheir logs are in {}; {}",
-                    shown.join("\n"),
-                    self.state.data_dir.join("vms").display(),
-                    self.server_log()?
-                );
-            }
-            sleep(LOOK).await;
-        }
+        let limit = if self.state.processes {
+            PROCESSES_LIMIT
+        } else {
+            VMS_LIMIT
+        };
+        let status = self.api().mgmt_stub().args(["status", "--quiet", "--wait"]);
+        let ended = status.arg(limit.as_secs().to_string()).run_inherited().await?;
+        self.check_server()?;
+        ensure!(
+            ended.success(),
+            "the system VMs are not Up after {limit:?}; their logs are in {}; {}",
+            self.state.data_dir.join("vms").display(),
+            self.server_log()?
+        );
+        Ok(())
     }
 
     fn check_server(&self) -> anyhow::Result<()> {
@@ -438,7 +415,7 @@ impl Zone {
 
     /// What is up, and how to look at it.
     async fn table(&self) -> anyhow::Result<String> {
-        let rows = rows(&self.api()).await?;
+        let status = self.api().mgmt_stub().arg("status").run().await?;
         let State {
             url,
             user,
@@ -457,7 +434,7 @@ impl Zone {
              Console   the button beside {GUEST_NAME} on the page; consoles are on {console}\n\
              State     {}\n\
              End it    cargo xtask down{end}\n",
-            columns(&rows),
+            status.text(),
             self.directory.join("zone.json").display(),
         ))
     }

@@ -8,9 +8,8 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 /// All that a zone writes there.
-const OURS: [&str; 7] = [
+const OURS: [&str; 6] = [
     "zone.json",
-    super::FIRST_PASSWORD,
     super::SERVER_LOG,
     super::OLD_SERVER_LOG,
     "data",

@@ -1,4 +1,4 @@
-//! The end of a zone: of the server, of the system VMs that it has started, and of the guest.
+//! The end of a zone: of the server and all that it has started, and of the guest.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use platform::exec::{Cmd, ExecError};
 
-use super::state::{Running, State};
+use super::state::State;
 
 /// For a process to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
@@ -16,17 +16,10 @@ const VMS_LIMIT: Duration = Duration::from_mins(5);
 /// Ends all processes of a zone. Carries on when one does not end, and tells at the end.
 pub(super) async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
     let mut left = Vec::new();
-    // First the server, or it would start again what is ended next.
-    if let Some(process) = state.server.as_ref().and_then(Running::alive) {
-        eprintln!("Ending the management server (process {})", process.pid());
-        if !process.stop(GRACE).await {
-            left.push(format!("mgmt-stub (process {})", process.pid()));
-        }
-    }
-    if state.server.is_some() {
-        eprintln!("Ending the system VMs");
-        if let Err(error) = stop_system_vms(state).await {
-            left.push(format!("the system VMs: {error}"));
+    if state.data_dir.exists() {
+        eprintln!("Ending the management server and the system VMs");
+        if let Err(error) = mgmt_stub(state).arg("down").time_limit(VMS_LIMIT).run().await {
+            left.push(format!("the management server and the system VMs: {error}"));
         }
     }
     if let Some(process) = state.guest.as_ref().and_then(|guest| guest.process.alive()) {
@@ -43,7 +36,11 @@ pub(super) async fn end(directory: &Path, state: &State) -> anyhow::Result<()> {
 
 /// Only while there is no server, which would start them again.
 pub(super) async fn stop_system_vms(state: &State) -> Result<(), ExecError> {
-    let program = Cmd::new(state.programs.join("mgmt-stub"));
-    let stop = program.arg("--data-dir").arg(&state.data_dir).arg("stop-system-vms");
+    let stop = mgmt_stub(state).arg("stop-system-vms");
     stop.time_limit(VMS_LIMIT).run().await.map(drop)
+}
+
+fn mgmt_stub(state: &State) -> Cmd {
+    let program = Cmd::new(state.programs.join("mgmt-stub"));
+    program.arg("--data-dir").arg(&state.data_dir)
 }

@@ -1,25 +1,22 @@
-//! The management server of a zone, as a process that goes on without us.
+//! The management server of a zone: `mgmt-stub up` starts it.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use ipnet::Ipv4Net;
-use platform::exec::Cmd;
-use platform::files;
-use tokio::time::sleep;
+use platform::exec::{Cmd, Process};
+use serde::Deserialize;
 
 use super::api::text;
 use super::end::stop_system_vms;
 use super::state::Running;
-use super::{FIRST_PASSWORD, LOOK, OLD_SERVER_LOG, SERVER_LOG, Zone, end_of, template};
+use super::{SERVER_LOG, Zone, template};
 
-/// The server opens its database and its sockets, a second in a debug build; with virtual machines it makes their networks
-/// and starts the NFS server before.
-const SERVER_LIMIT: Duration = Duration::from_mins(2);
+/// Until it answers: `mgmt-stub up` itself gives up before.
+const SERVER_LIMIT: Duration = Duration::from_mins(3);
 
 /// Options of a zone whose system VMs are virtual machines.
 #[derive(Args)]
@@ -54,6 +51,14 @@ pub(super) enum Parts {
     },
 }
 
+/// What `mgmt-stub up --json` says of it.
+#[derive(Deserialize)]
+struct Up {
+    pid: i32,
+    /// Until the administrator has chosen another.
+    password: Option<String>,
+}
+
 impl Zone {
     pub(super) async fn start_server(&mut self, parts: &Parts) -> anyhow::Result<()> {
         if self.is_up() {
@@ -65,48 +70,19 @@ impl Zone {
             eprintln!("The addresses have changed: ending the system VMs that know the old ones");
             stop_system_vms(&self.state).await?;
         }
-        let mut ports = vec![("--http", self.arguments.http)];
-        if let Parts::Processes { .. } = parts {
-            ports.push(("--agents", self.arguments.agents));
-        }
-        if self.state.server.is_none() || self.has_moved || matches!(parts, Parts::Vms { .. }) {
-            // Otherwise the console proxy of a killed server still has it.
-            ports.push(("--console", self.arguments.console));
-        }
-        for (option, address) in ports {
-            // Only a look, but the server itself could not name the option.
-            TcpListener::bind(address).with_context(|| {
-                format!("cannot listen on {address}; if another program or zone has it, choose another with {option}")
-            })?;
-        }
-        let is_new = !self.state.data_dir.exists();
         let log = self.directory.join(SERVER_LOG);
-        let _ = fs::rename(&log, self.directory.join(OLD_SERVER_LOG));
-        let serve = self.serve(parts)?;
-        let process = serve.spawn_detached(&log)?.process().clone();
+        // Before it is started: whoever ends an interrupted `up` looks for it.
+        self.state.save(&self.directory)?;
+        let printed = self.server(parts)?.time_limit(SERVER_LIMIT).run().await?;
+        let up: Up = serde_json::from_slice(&printed.stdout).context("reading what mgmt-stub up says")?;
+        let process = Process::of(up.pid)?.context("mgmt-stub has ended")?;
         self.state.server = Some(Running::new(&process, log.clone()));
+        if let Some(password) = up.password {
+            self.state.password = password;
+        }
         self.state.save(&self.directory)?;
 
         let api = self.api();
-        let waited = Instant::now();
-        while let Err(error) = api.call("listZones", &[]).await {
-            ensure!(process.is_alive(), "mgmt-stub has ended; {}", end_of(&log)?);
-            ensure!(
-                waited.elapsed() < SERVER_LIMIT,
-                "mgmt-stub does not answer: {error:#}; {}",
-                end_of(&log)?
-            );
-            sleep(LOOK).await;
-        }
-        // Once: later it would undo the user's own.
-        let first = self.directory.join(FIRST_PASSWORD);
-        if is_new || !first.exists() {
-            let reset = api.mgmt_stub().arg("reset-admin-password").run().await?;
-            let _ = files::replace(&first, reset.text().trim(), 0o600)?;
-        }
-        let password = files::read_limited(&first, 1024)?.unwrap_or_default();
-        self.state.password = String::from_utf8_lossy(&password).into_owned();
-        self.state.save(&self.directory)?;
         // What `up` itself serves is where an SSVM does not go unless it is allowed to.
         let setting = "secstorage.allowed.internal.sites";
         let sites = match parts {
@@ -129,26 +105,28 @@ impl Zone {
         Ok(())
     }
 
-    /// The command that runs it.
-    fn serve(&self, parts: &Parts) -> anyhow::Result<Cmd> {
-        let serve = self
+    /// The command that starts it.
+    fn server(&self, parts: &Parts) -> anyhow::Result<Cmd> {
+        let up = self
             .api()
             .mgmt_stub()
-            .arg("serve")
+            .args(["up", "--json", "--no-wait"])
             .args(["--http", &self.arguments.http.to_string()])
-            .args(["--console-listen", &self.arguments.console.to_string()]);
+            .args(["--console-listen", &self.arguments.console.to_string()])
+            .arg("--log")
+            .arg(self.directory.join(SERVER_LOG));
         Ok(match parts {
             Parts::Processes { novnc } => {
                 fs::create_dir_all(&self.state.store)?;
-                serve
-                    .args(["--driver", "processes", "--listen", &self.arguments.agents.to_string()])
+                up.args(["--driver", "processes", "--"])
+                    .args(["--listen", &self.arguments.agents.to_string()])
                     .arg("--novnc")
                     .arg(novnc)
                     .arg("--local-store")
                     .arg(&self.state.store)
             }
             Parts::Vms { image } => {
-                let serve = serve
+                let up = up
                     .args([
                         "--driver",
                         "qemu",
@@ -159,8 +137,8 @@ impl Zone {
                     .arg("--image")
                     .arg(image);
                 match &self.arguments.vms.system_vm_files {
-                    Some(files) => serve.arg("--system-vm-files").arg(std::path::absolute(files)?),
-                    None => serve,
+                    Some(files) => up.arg("--system-vm-files").arg(std::path::absolute(files)?),
+                    None => up,
                 }
             }
         })

@@ -1,26 +1,25 @@
 //! The demo template: registered by URL, as an operator does, and watched until it is there.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use hypervisor::network::namespace::{Name, Namespace};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
+use super::Zone;
 use super::api::{Api, text};
-use super::progress::Progress;
 use super::source::Source;
-use super::{LOOK, Zone, zone_id};
 use crate::guest;
 
 pub(super) const NAME: &str = "demo";
 /// The one port of the host that VMs reach on the public network, for this: `mgmt_stub::zone_network::SOURCE_PORT`.
 const SOURCE_PORT: u16 = 8089;
-/// For it to come, without any progress.
-const LIMIT: Duration = Duration::from_mins(3);
+/// For it to come, also to an emulated VM.
+const LIMIT: Duration = Duration::from_mins(15);
 /// Bytes per second at which it is served: it takes long enough to be watched.
 const PACE: u32 = 8 << 20;
 
@@ -37,42 +36,17 @@ pub(super) async fn ready(zone: &Zone, demo: &guest::Guest) -> anyhow::Result<()
         api.call("deleteTemplate", &[("id", text(old, "id"))]).await?;
     }
     let source = Source::start(listener(zone).await?, &demo.disk, PACE).await?;
-    let (url, zone_id) = (source.url(), zone_id(&api).await?);
-    let checksum = format!("{{SHA-256}}{}", source.sha256);
-    let parameters = [
-        ("name", NAME),
-        ("displaytext", "Demo: a small Linux that boots from this disk"),
-        ("format", "QCOW2"),
-        ("hypervisor", "KVM"),
-        ("url", &url),
-        ("checksum", &checksum),
-        ("zoneid", &zone_id),
-    ];
-    api.call("registerTemplate", &parameters).await?;
-    eprintln!("{NAME} comes from {url}, at {} MiB/s at most", PACE >> 20);
-
-    let mut progress = Progress::new();
-    let (mut last, mut moved) = (Value::Null, Instant::now());
-    loop {
-        let found = list(&api).await?.into_iter().find(|found| text(found, "name") == NAME);
-        let template = found.context("the template was deleted")?;
-        if template["isready"] == true {
-            progress.finish(&template);
-            return Ok(());
-        }
-        progress.show(&template);
-        if template["downloadbytes"] != last {
-            (last, moved) = (template["downloadbytes"].clone(), Instant::now());
-        }
-        zone.check_server()?;
-        ensure!(
-            moved.elapsed() < LIMIT,
-            "the template does not come any further: {}; {}",
-            text(&template, "status"),
-            zone.server_log()?
-        );
-        sleep(LOOK).await;
-    }
+    eprintln!("{NAME} comes from {}, at {} MiB/s at most", source.url(), PACE >> 20);
+    let register = api
+        .mgmt_stub()
+        .args(["template", "register", &source.url(), "--name", NAME, "--wait"])
+        .args(["--description", "Demo: a small Linux that boots from this disk"])
+        .args(["--checksum", &format!("{{SHA-256}}{}", source.sha256)]);
+    let ended = timeout(LIMIT, register.run_inherited()).await;
+    let ended = ended.with_context(|| format!("the template is not there after {LIMIT:?}"))??;
+    zone.check_server()?;
+    ensure!(ended.success(), "the template did not come; {}", zone.server_log()?);
+    Ok(())
 }
 
 /// Where it is served: on a free port of loopback, or inside of the zone's network.

@@ -49,7 +49,7 @@ impl Progress {
 }
 
 /// Percent, bytes, rate and time to go, as far as they are known; else the status.
-fn line(template: &Value) -> String {
+pub(super) fn line(template: &Value) -> String {
     let number = |name: &str| template[name].as_u64();
     let status = template["status"].as_str().unwrap_or_default();
     if template["isready"] == true {
