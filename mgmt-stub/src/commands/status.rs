@@ -228,6 +228,9 @@ fn advice(vms: &[Value]) -> String {
 /// A system VM on one line: state, agent, and the reason why it is not of use.
 pub(crate) fn line(vm: &Value) -> String {
     let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
+    if !is_up(vm) && reason.starts_with(state) {
+        return plain(&format!("{}: {reason}", text(vm, "name")));
+    }
     let mut line = format!("{}: {state}", text(vm, "name"));
     if !agent.is_empty() {
         let _ = write!(line, ", agent {agent}");
@@ -351,6 +354,8 @@ mod tests {
     fn a_line_has_the_reason_only_while_it_is_not_up() {
         let down = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Disconnected", "reason": "no ping"});
         assert_eq!(line(&down), "s-1-VM: Running, agent Disconnected: no ping");
+        let starting = json!({"name": "s-1-VM", "state": "Starting", "reason": "Starting: qemu goes on"});
+        assert_eq!(line(&starting), "s-1-VM: Starting: qemu goes on");
         let up = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Up", "reason": "Up"});
         assert_eq!(line(&up), "s-1-VM: Running, agent Up");
     }
