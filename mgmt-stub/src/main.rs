@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match &cli.command {
         Command::Serve(_) | Command::ResetAdminPassword | Command::StopSystemVms | Command::IssueCertificate(_) => {
-            logging::init()
+            logging::init();
         }
         // They answer a person, who is not to read how.
         _ => logging::init_quietly(),

@@ -114,7 +114,9 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
 
         let mut other = us;
-        other.process = "1:1".into();
+        let mut words: Vec<&str> = other.process.split(' ').collect();
+        words[1] = "1"; // when it was started
+        other.process = words.join(" ");
         other.save(directory.path()).unwrap();
         assert_eq!(
             Running::find(directory.path()).unwrap(),

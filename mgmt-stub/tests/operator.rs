@@ -76,7 +76,7 @@ impl Zone {
     fn pid(&self) -> Option<i32> {
         let file = std::fs::read(self.path().join("server.json")).ok()?;
         let file: Value = serde_json::from_slice(&file).unwrap();
-        file["process"].as_str()?.split(':').next()?.parse().ok()
+        file["process"].as_str()?.split(' ').next()?.parse().ok()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `status`: what is up, what is not, and why.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -149,13 +150,13 @@ impl Seen {
 pub(crate) fn report(data_dir: &Path, running: Option<&Running>, seen: &Seen) -> String {
     let mut out = String::new();
     match running {
-        Some(running) => out += &format!("Server    {}, driver {}\n", running.url(), running.driver),
-        None => out += &format!("Server    runs in {}\n", data_dir.display()),
+        Some(running) => out += &["Server    ", &running.url(), ", driver ", &running.driver, "\n"].concat(),
+        None => out += &["Server    runs in ", &data_dir.display().to_string(), "\n"].concat(),
     }
     for zone in &seen.zones {
-        out += &format!("Zone      {}\n", plain(text(zone, "name")));
+        let _ = writeln!(out, "Zone      {}", plain(text(zone, "name")));
     }
-    out += &format!("State     {}\n\n", state(seen));
+    let _ = write!(out, "State     {}\n\n", state(seen));
     out += &system_vms(&seen.system_vms);
     out += &advice(&seen.system_vms);
 
@@ -166,21 +167,21 @@ pub(crate) fn report(data_dir: &Path, running: Option<&Running>, seen: &Seen) ->
         hosts.row([name, text(host, "type"), state, text(host, "ipaddress"), reason]);
     }
     if !hosts.is_empty() {
-        out += &format!("\n{hosts}");
+        let _ = write!(out, "\n{hosts}");
     }
     let mut vms = Table::new(&["VM", "STATE", "REASON"]);
     for vm in &seen.vms {
         vms.row([text(vm, "name"), text(vm, "state"), text(vm, "reason")]);
     }
     if !vms.is_empty() {
-        out += &format!("\n{vms}");
+        let _ = write!(out, "\n{vms}");
     }
     let mut coming = Table::new(&["TEMPLATE", "STATUS"]);
     for template in seen.coming() {
         coming.row([text(template, "name"), &super::progress::line(template)]);
     }
     if !coming.is_empty() {
-        out += &format!("\n{coming}");
+        let _ = write!(out, "\n{coming}");
     }
     out
 }
@@ -220,20 +221,22 @@ pub(crate) fn system_vms(vms: &[Value]) -> String {
 /// What a person can do.
 fn advice(vms: &[Value]) -> String {
     let advice = vms.iter().filter(|vm| !text(vm, "whattodo").is_empty());
-    advice
-        .map(|vm| format!("{}: {}\n", plain(text(vm, "name")), plain(text(vm, "whattodo"))))
-        .collect()
+    let lines = advice.map(|vm| format!("{}: {}\n", plain(text(vm, "name")), plain(text(vm, "whattodo"))));
+    lines.collect::<Vec<_>>().concat()
 }
 
 /// A system VM on one line: state, agent, and the reason why it is not of use.
 pub(crate) fn line(vm: &Value) -> String {
     let (state, agent, reason) = (text(vm, "state"), text(vm, "agentstate"), text(vm, "reason"));
+    if !is_up(vm) && reason.starts_with(state) {
+        return plain(&format!("{}: {reason}", text(vm, "name")));
+    }
     let mut line = format!("{}: {state}", text(vm, "name"));
     if !agent.is_empty() {
-        line += &format!(", agent {agent}");
+        let _ = write!(line, ", agent {agent}");
     }
     if !is_up(vm) && !reason.is_empty() {
-        line += &format!(": {reason}");
+        let _ = write!(line, ": {reason}");
     }
     plain(&line)
 }
@@ -264,7 +267,7 @@ fn as_json(running: Option<&Running>, seen: Option<&Seen>) -> Value {
         "url": running.map(Running::url),
         "driver": running.map(|running| &running.driver),
         "version": running.map(|running| &running.version),
-        "pid": running.and_then(|running| running.process()).map(|process| process.pid()),
+        "pid": running.and_then(Running::process).map(|process| process.pid()),
     });
     let Some(seen) = seen else {
         return json!({ "ready": false, "server": server });
@@ -351,6 +354,8 @@ mod tests {
     fn a_line_has_the_reason_only_while_it_is_not_up() {
         let down = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Disconnected", "reason": "no ping"});
         assert_eq!(line(&down), "s-1-VM: Running, agent Disconnected: no ping");
+        let starting = json!({"name": "s-1-VM", "state": "Starting", "reason": "Starting: qemu goes on"});
+        assert_eq!(line(&starting), "s-1-VM: Starting: qemu goes on");
         let up = json!({"name": "s-1-VM", "state": "Running", "agentstate": "Up", "reason": "Up"});
         assert_eq!(line(&up), "s-1-VM: Running, agent Up");
     }

@@ -1,5 +1,6 @@
 //! `sysvm`: system VMs, one by one.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::net::Ipv4Addr;
@@ -162,10 +163,10 @@ fn describe(vm: &Value) -> String {
         })
         .collect();
     let width = shown.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let mut out: String = shown
-        .iter()
-        .map(|(name, value)| format!("{name:width$}  {}\n", plain(value)))
-        .collect();
+    let mut out = String::new();
+    for (name, value) in shown {
+        let _ = writeln!(out, "{name:width$}  {}", plain(&value));
+    }
     let steps = vm["bootprogress"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !steps.is_empty() {
         out += "\nSteps of its start:\n";
@@ -178,7 +179,7 @@ fn describe(vm: &Value) -> String {
         let line = format!("  {seconds:>6} s  {outcome:8}{name}");
         out += &plain(&line);
         if !detail.is_empty() {
-            out += &format!(": {}", plain(detail));
+            let _ = write!(out, ": {}", plain(detail));
         }
         out.push('\n');
     }

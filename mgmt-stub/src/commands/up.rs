@@ -1,6 +1,7 @@
 //! `up`: a server that goes on by itself, and its zone.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -122,12 +123,15 @@ pub(crate) async fn run(data_dir: &Path, arguments: Up) -> anyhow::Result<Ended>
     } else {
         let seen = status::look(&administrator).await?;
         let mut report = status::report(data_dir, Some(&running), &seen);
-        report += &format!("\nPage      {}\nUser      {}\n", running.url(), plain(&user));
+        let _ = writeln!(report, "\nPage      {}\nUser      {}", running.url(), plain(&user));
         if let Some(password) = &password {
-            report += &format!("Password  {password} (for the first login; then you choose one)\n");
+            let _ = writeln!(
+                report,
+                "Password  {password} (for the first login; then you choose one)"
+            );
         }
-        report += &format!("Log       {}\n", log.display());
-        report += &format!("End it    mgmt-stub --data-dir {} down\n", data_dir.display());
+        let _ = writeln!(report, "Log       {}", log.display());
+        let _ = writeln!(report, "End it    mgmt-stub --data-dir {} down", data_dir.display());
         print(&report)?;
     }
     if is_ready || arguments.no_wait {

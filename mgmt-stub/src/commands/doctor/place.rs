@@ -1,5 +1,6 @@
 //! The data directory: who uses it, room, what was left; the image; ports.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -163,12 +164,20 @@ fn compare(image: &Path) -> io::Result<Sums> {
         }
         digest.update(&block[..read]);
     }
-    let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = base16(&digest.finalize());
     Ok(if found.eq_ignore_ascii_case(wanted) {
         Sums::Same
     } else {
         Sums::Other
     })
+}
+
+fn base16(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
 }
 
 /// A line is the digest, two spaces (or one and `*`), and the name.
