@@ -126,7 +126,7 @@ impl Zone {
         let vms = list["systemvm"].as_array().context("no system VMs")?;
         ensure!(vms.len() == 2, "not two system VMs: {list}");
         for vm in vms {
-            self.add(vm, &mut figures)?;
+            Self::add(vm, &mut figures)?;
         }
         let state: Value = serde_json::from_slice(&std::fs::read(self.directory.join("zone.json"))?)?;
         let pid = state["server"]["pid"].as_u64().context("no server in zone.json")?;
@@ -136,7 +136,7 @@ impl Zone {
     }
 
     /// Of one VM: what its steps took, from the end of one to the end of the next, and its memory.
-    fn add(&self, vm: &Value, figures: &mut Figures) -> anyhow::Result<()> {
+    fn add(vm: &Value, figures: &mut Figures) -> anyhow::Result<()> {
         let kind = match vm["systemvmtype"].as_str() {
             Some("consoleproxy") => "CPVM",
             _ => "SSVM",
@@ -195,12 +195,8 @@ mod tests {
             "systemvmtype": "consoleproxy", "memorykbs": 2048,
             "bootprogress": [step("qemu", 1000), step("boot: line", 1500), step("guest agent", 3500), step("ssh", 4000)],
         });
-        let zone = Zone {
-            programs: PathBuf::new(),
-            directory: PathBuf::new(),
-        };
         let mut figures = Figures::new();
-        zone.add(&vm, &mut figures).unwrap();
+        Zone::add(&vm, &mut figures).unwrap();
         let shown: Vec<_> = figures
             .iter()
             .map(|((_, name), figure)| (name.as_str(), *figure))

@@ -106,7 +106,8 @@ async fn run(store: &Store, vms: &SystemVms, driver: &InProcess, count: u16) -> 
         let (store, vms) = (store.clone(), vms.clone());
         orders.spawn(async move {
             let vm = store.create_instance(console_proxy(), None).await?;
-            anyhow::Ok(drop(vms.start(vm.id).await?))
+            vms.start(vm.id).await?;
+            anyhow::Ok(())
         });
     }
     while let Some(order) = orders.join_next().await {
