@@ -37,6 +37,9 @@ pub enum Kind {
     List,
     /// Networks (CIDR) with commas between them, or nothing.
     Networks,
+    /// Letters, digits and `.`, `-`, `_`, or nothing: it becomes a part of a name or of boot arguments, where a blank would
+    /// begin another one.
+    Word,
     /// Any text on one line, or nothing.
     Text,
 }
@@ -192,6 +195,9 @@ impl Setting {
             Kind::Time { max, .. } => number(0, max),
             Kind::OneOf(words) => words.contains(&value),
             Kind::Networks => value.len() <= MAX_TEXT && words(value).all(|word| word.parse::<IpNet>().is_ok()),
+            Kind::Word => {
+                value.len() <= MAX_WORD && value.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
+            }
             Kind::List | Kind::Text => value.len() <= MAX_TEXT && !value.chars().any(char::is_control),
         };
         if is_good {
@@ -205,6 +211,8 @@ impl Setting {
     }
 }
 
+/// Bytes of a word: a label of a host's name, of which there are others (RFC 1035 §2.3.4).
+const MAX_WORD: usize = 32;
 /// Bytes of a text.
 const MAX_TEXT: usize = 4096;
 
@@ -217,6 +225,7 @@ impl Kind {
             Self::Time { unit, max } => format!("a whole number from 0 to {max} (times {unit:?})"),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Networks => "networks such as 10.0.0.0/8, comma-separated".into(),
+            Self::Word => format!("at most {MAX_WORD} letters, digits, `.`, `-` and `_`"),
             Self::List | Self::Text => format!("one line of at most {MAX_TEXT} bytes"),
         }
     }
@@ -229,7 +238,7 @@ impl Kind {
             Self::Fraction(..) => "Decimal",
             Self::OneOf(_) => "Select",
             Self::List | Self::Networks => "CSV",
-            Self::Text => "String",
+            Self::Word | Self::Text => "String",
         }
     }
 
@@ -271,6 +280,12 @@ mod tests {
             "setting storage.stats.interval cannot be \"soon\": a whole number from 0 to 2147483647 (times 1ms) is expected"
         );
         assert!(!changes.has_changed().unwrap());
+        // A blank would begin another boot argument.
+        let error = configuration
+            .set(&SECSTORAGE_NFS_VERSION, "4.1 role=x")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("letters, digits"), "{error}");
         let again = Configuration::load(store).await.unwrap();
         assert_eq!(again.time(&STORAGE_STATS_INTERVAL), Duration::from_secs(5));
     }

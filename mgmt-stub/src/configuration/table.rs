@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Kind::{self, Flag, Fraction, List, Networks, Number, OneOf, Text};
+use super::Kind::{self, Flag, Fraction, List, Networks, Number, OneOf, Text, Word};
 use super::Setting;
 
 const MANY: i64 = 2_147_483_647;
@@ -102,7 +102,7 @@ settings! {
             "Whether downloads follow redirects. CloudStack's default is false; here each hop is checked like the first.";
         SECSTORAGE_ALLOWED_INTERNAL_SITES = "secstorage.allowed.internal.sites" Networks, "",
             "Networks (CIDR) inside of which templates may be downloaded from, comma-separated.";
-        SECSTORAGE_NFS_VERSION = "secstorage.nfs.version" Text, "",
+        SECSTORAGE_NFS_VERSION = "secstorage.nfs.version" Word, "",
             "NFS version of image stores that say nothing themselves.";
         SECONDARY_STORAGE_CAPACITY_THRESHOLD = "secondary.storage.capacity.threshold" Fraction(0.0, 1.0), "0.90",
             "Used part of an image store above which nothing new goes there.";
@@ -114,7 +114,7 @@ settings! {
             "Time (ms) between two questions for the progress of a download. Our own setting.";
         TEMPLATE_DOWNLOAD_RETRY_INTERVAL = "template.download.retry.interval" MILLISECONDS, "2000",
             "Time (ms) before a failed download is tried again; doubles with each of the five attempts. Our own setting.";
-        SYSTEMVM_INSTANCE_NAME = "instance.name" Text, "VM",
+        SYSTEMVM_INSTANCE_NAME = "instance.name" Word, "VM",
             "Last part of instance names, as in s-1-VM.";
     }
     "System VMs" {
