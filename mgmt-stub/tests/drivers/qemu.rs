@@ -115,6 +115,7 @@ impl Host {
     fn system(&self, name: &str) -> VmSpec {
         VmSpec {
             purpose: Purpose::SecondaryStorage { stores: Vec::new() },
+            memory_mib: 128,
             ..self.users(name)
         }
     }
@@ -174,6 +175,20 @@ async fn virtual_machines_are_as_all_drivers_are() {
     conformance::check(&mut host).await.unwrap();
     let left = host.network.namespace().processes().unwrap();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_vm_with_too_little_memory_is_refused_with_the_setting_to_change() {
+    let host = Host::new().await;
+    let small = VmSpec {
+        memory_mib: 64,
+        ..host.system("s-1-VM")
+    };
+    let why = host.qemu().start(&small).await.unwrap_err().to_string();
+    assert!(
+        why.contains("64 MiB") && why.contains("secstorage.vm.ram.size"),
+        "{why}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
